@@ -1,0 +1,173 @@
+"""``python -m nki_kernels``: run a script with ``nki`` importable; say what is in force.
+
+A command is one function that adds its parser and names its handler; it is listed in ``COMMANDS``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import importlib.metadata
+import json
+import os
+import platform
+import runpy
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import nki_kernels
+from nki_kernels import toolchain
+
+if TYPE_CHECKING:
+    # The class is generic for the type checker only.
+    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
+
+USAGE_ERROR = 2
+TARGET_ENV = "NEURON_PLATFORM_TARGET_OVERRIDE"
+# AWS's tools assume trn3 when nothing is set; every number of this package is a trn2 number.
+DEFAULT_TARGET = "trn2"
+
+
+def add_run(commands: Subparsers) -> None:
+    """Add ``run SCRIPT [ARG ...]``."""
+    parser = commands.add_parser(
+        "run",
+        help="run a Python script as `python SCRIPT` would, with `import nki` working",
+        description="Run a Python script as `python SCRIPT` would, with `import nki` working. "
+        f"Which nki that is: see `python -m nki_kernels env`; {toolchain.ENV} overrides.",
+    )
+    parser.add_argument("script", help="path of the script")
+    parser.add_argument("args", nargs=argparse.REMAINDER, help="arguments for the script")
+    parser.set_defaults(handler=lambda options: run_script(options.script, options.args))
+
+
+def add_env(commands: Subparsers) -> None:
+    """Add ``env [--json]``."""
+    parser = commands.add_parser(
+        "env", help="print versions, the nki in force and why, and the target"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(handler=lambda options: print_environment(as_json=options.json))
+
+
+COMMANDS: tuple[Callable[[Subparsers], None], ...] = (add_run, add_env)
+
+
+def run_script(script: str, args: Sequence[str]) -> int:
+    """Run ``script`` as the program, as ``python script args...`` would.
+
+    Args:
+        script: path of a Python file.
+        args: what the script finds in ``sys.argv[1:]``.
+
+    Returns:
+        0 when the script ran to its end. ``SystemExit`` and exceptions of the script pass through.
+    """
+    if not Path(script).is_file():
+        print(
+            f"nki_kernels run: {script!r} is not a file (looked in {os.getcwd()}); "
+            "allowed: the path of a Python script; check the path",
+            file=sys.stderr,
+        )
+        return USAGE_ERROR
+    # Loaded now, before the script's own directory goes on the path: a file nki.py beside the
+    # script must not replace the nki that was decided on.
+    importlib.import_module("nki")
+    sys.argv[:] = [script, *args]
+    directory = str(Path(script).resolve().parent)
+    if sys.flags.safe_path:
+        pass  # `python -P script.py` puts no directory on the path
+    else:
+        sys.path[0] = directory  # in place of the directory that `-m` put there
+    sys.excepthook = _hook_without_our_frames(script)
+    runpy.run_path(script, run_name="__main__")
+    return 0
+
+
+def _hook_without_our_frames(
+    script: str,
+) -> Callable[[type[BaseException], BaseException, TracebackType | None], None]:
+    """Return an ``excepthook`` whose traceback starts in the script, as python's own does."""
+
+    def hook(kind: type[BaseException], value: BaseException, trace: TracebackType | None) -> None:
+        start = trace
+        while start is not None and start.tb_frame.f_code.co_filename != script:
+            start = start.tb_next
+        # No frame of the script: it did not compile, and python shows the error alone.
+        if start is not None or isinstance(value, SyntaxError):
+            value = value.with_traceback(start)
+        sys.__excepthook__(kind, value, start)
+
+    return hook
+
+
+def environment() -> dict[str, Any]:
+    """Return versions, the toolchain in force and the target, ready for JSON."""
+    tool = dataclasses.asdict(toolchain.current())
+    tool["path"] = str(tool["path"])
+    target = os.environ.get(TARGET_ENV)
+    return {
+        "nki_kernels": nki_kernels.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in ("numpy", "ml_dtypes", "torch")},
+        "toolchain": tool,
+        "target": {
+            "name": target or DEFAULT_TARGET,
+            "set_by": TARGET_ENV if target else f"default; {TARGET_ENV} is not set",
+        },
+    }
+
+
+def print_environment(*, as_json: bool) -> int:
+    """Print ``environment()`` as JSON or as aligned lines; return the exit code."""
+    facts = environment()
+    if as_json:
+        print(json.dumps(facts, indent=2))
+        return 0
+    tool, target = facts["toolchain"], facts["target"]
+    lines = {
+        "nki_kernels": facts["nki_kernels"],
+        "python": f"{facts['python']} ({facts['platform']})",
+        **{name: version or "not installed" for name, version in facts["packages"].items()},
+        "nki": f"{tool['kind']} {tool['version']}: {tool['reason']}",
+        "nki path": tool["path"],
+        "target": f"{target['name']} ({target['set_by']})",
+    }
+    for name, text in lines.items():
+        print(f"{name:<12} {text}")
+    return 0
+
+
+def _version(distribution: str) -> str | None:
+    """Version of an installed distribution, found without importing it; None if absent."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    top = argparse.ArgumentParser(
+        prog="python -m nki_kernels", description="Run, inspect and check NKI kernels on a CPU."
+    )
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for add in COMMANDS:
+        add(commands)
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit code (2 for a usage error)."""
+    options = parser().parse_args(argv)
+    code: int = options.handler(options)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
