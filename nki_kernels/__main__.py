@@ -135,7 +135,7 @@ def print_environment(*, as_json: bool) -> int:
         "python": f"{facts['python']} ({facts['platform']})",
         **{name: version or "not installed" for name, version in facts["packages"].items()},
         "nki": f"{tool['kind']} {tool['version']}: {tool['reason']}",
-        "nki path": tool["path"],
+        "nki_path": tool["path"],
         "target": f"{target['name']} ({target['set_by']})",
     }
     for name, text in lines.items():

@@ -145,7 +145,7 @@ def _adopt(loaded: ModuleType, choice: str) -> Toolchain:
             f"toolchain: {ENV}=embedded, but the nki in {where} is already imported; "
             f"allowed: one nki per process; import nki_kernels before nki in a new process"
         )
-    found = _classify(where)
+    found = _Found("unrelated", detail="no file") if where is None else _classify(where)
     if found.what != "real":
         raise ToolchainError(
             f"toolchain: {_describe(found)}, and it is already imported; allowed: a complete nki "
@@ -183,7 +183,6 @@ def _put_embedded(*, first: bool) -> None:
 
 def _import_real(found: _Found, reason: str) -> Toolchain:
     """Import the real package once, so that a broken one is known now and not in a kernel."""
-    path = _path_of(found)
     try:
         module = importlib.import_module("nki")
         for name in _NEEDED:
@@ -196,13 +195,7 @@ def _import_real(found: _Found, reason: str) -> Toolchain:
     version = found.version
     if version == "unknown":
         version = str(getattr(module, "__version__", "unknown"))
-    return Toolchain("real", version, path, reason)
-
-
-def _path_of(found: _Found) -> Path:
-    if found.path is None:
-        raise ToolchainError(f"toolchain: {_describe(found)}; allowed: an nki with files")
-    return found.path
+    return Toolchain("real", version, Path(module.__path__[0]).resolve(), reason)
 
 
 def _look() -> _Found:
@@ -298,15 +291,14 @@ def _describe(found: _Found) -> str:
     """Say what was found, with its place and version."""
     if found.what == "nothing":
         return "no nki is installed"
-    name = f"the nki {found.version} in {found.path}"
-    if found.path is None:
-        name = f"an nki {found.version} is registered"
+    place = "that pip lists" if found.path is None else f"in {found.path}"
+    name = f"the nki {found.version} {place}"
     return {
         "placeholder": f"{name} is the public index's placeholder",
         "real": f"{name} is AWS's package",
         "too old": f"{name} is older than {_dotted(OLDEST_REAL)}",
         "incomplete": f"{name} is broken ({found.detail})",
-        "unrelated": f"{found.path} is called nki but is not NKI ({found.detail})",
+        "unrelated": f"{found.path or 'a module'} is called nki but is not NKI ({found.detail})",
     }[found.what]
 
 
