@@ -6,6 +6,9 @@ Importing this package decides which ``nki`` package is in force (see ``toolchai
 
 from __future__ import annotations
 
+from nki_kernels import toolchain
 from nki_kernels._version import __version__
 
-__all__ = ["__version__"]
+__all__ = ["__version__", "toolchain"]
+
+toolchain.activate()

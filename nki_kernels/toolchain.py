@@ -176,9 +176,14 @@ def _embedded(reason: str) -> Toolchain:
 
 def _put_embedded(*, first: bool) -> None:
     """Put the embedded directory on ``sys.path``: first, or last so that others may win."""
+    _take_embedded_off()
+    sys.path.insert(0 if first else len(sys.path), str(embedded_path()))
+
+
+def _take_embedded_off() -> None:
+    """Take the embedded directory off ``sys.path``, where a PYTHONPATH may have put it."""
     entry = str(embedded_path())
     sys.path[:] = [p for p in sys.path if p != entry]
-    sys.path.insert(0 if first else len(sys.path), entry)
 
 
 def _import_real(found: _Found, reason: str) -> Toolchain:
@@ -199,15 +204,10 @@ def _import_real(found: _Found, reason: str) -> Toolchain:
 
 
 def _look() -> _Found:
-    """Say what ``import nki`` would give without the embedded directory on ``sys.path``."""
-    entry = str(embedded_path())
-    kept = list(sys.path)
-    sys.path[:] = [p for p in kept if p != entry]
-    try:
-        importlib.invalidate_caches()
-        spec = importlib.util.find_spec("nki")
-    finally:
-        sys.path[:] = kept
+    """Say what ``import nki`` gives when the embedded directory is not on ``sys.path``."""
+    _take_embedded_off()
+    importlib.invalidate_caches()
+    spec = importlib.util.find_spec("nki")
     # A directory without __init__.py (a checkout's folder "nki", say) is a namespace package:
     # any regular package of that name goes before it, wherever it stands on sys.path.
     where = _location(spec, None)

@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,9 +56,9 @@ def child(
     return run_python(["-c", code], cwd=tmp_path, path=path, env=env)
 
 
-def report(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
+def report(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     assert done.returncode == 0, done.stderr
-    facts: dict[str, str] = json.loads(done.stdout)
+    facts: dict[str, Any] = json.loads(done.stdout)
     return facts
 
 
@@ -78,7 +79,7 @@ def real_is_installed() -> bool:
     return True
 
 
-def is_embedded(facts: dict[str, str]) -> bool:
+def is_embedded(facts: dict[str, Any]) -> bool:
     return (facts["kind"], facts["path"], facts["nki"]) == (
         "embedded",
         str(EMBEDDED),
@@ -110,7 +111,8 @@ def test_a_real_package_wins_over_an_embedded_path_that_stands_first(tmp_path: P
     make_nki(tmp_path / "site", REAL, "0.6.0")
     path = [toolchain.embedded_path(), REPO, tmp_path / "site"]
     facts = report(run_python(["-c", REPORT], cwd=tmp_path, path=path))
-    assert facts["kind"] == "real"
+    assert (facts["kind"], facts["entries"]) == ("real", 0)
+    assert facts["nki"] == str(tmp_path / "site" / "nki" / "__init__.py")
 
 
 def test_a_source_checkout_of_the_real_package_tells_its_version(tmp_path: Path) -> None:
