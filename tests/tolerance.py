@@ -9,7 +9,7 @@
   certainty and not a likelihood: inputs that Hypothesis invents round in the same direction over
   and over, which the popular sqrt(K) does not cover. It stays sharp because hardware sums in
   tiles: chain is tile + number of tiles, not K. The operator states it (`Operator.chain`), since
-  it depends on the array. (1 + u)^chain - 1 is evaluated exactly, so no second-order term is dropped.
+  it depends on the array. (1 + u)^chain - 1 is evaluated exactly: no second-order term is lost.
 * Integers have no error: equal or wrong.
 """
 

@@ -1,0 +1,46 @@
+"""What the benchmark needs of an operator beyond its contract: the reference, and inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+import reference.matmul
+from nki_kernels.machine.dtypes import as_dtype
+from nki_kernels.operators import OPERATORS
+from nki_kernels.operators.contract import Operator
+
+Shapes: TypeAlias = Sequence[tuple[int, ...]]
+Arrays: TypeAlias = tuple[npt.NDArray[Any], ...]
+
+
+def normal_inputs(shapes: Shapes, dtype: str, seed: int) -> Arrays:
+    """Return one array of standard normal values, rounded to `dtype`, per shape."""
+    rng = np.random.default_rng(seed)
+    host = as_dtype(dtype).host
+    return tuple(rng.standard_normal(shape, np.float32).astype(host) for shape in shapes)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One benchmarked operator.
+
+    Attributes:
+        op: its contract.
+        reference: maps the inputs to (value, sum of absolute terms) of the first output, float64.
+        inputs: makes inputs from shapes, dtype and seed.
+    """
+
+    op: Operator
+    reference: Callable[..., tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]]
+    inputs: Callable[[Shapes, str, int], Arrays] = normal_inputs
+
+
+#: Every benchmarked operator by name; one line each.
+ENTRIES: Mapping[str, Entry] = {
+    "matmul": Entry(OPERATORS["matmul"], reference.matmul.matmul),
+}

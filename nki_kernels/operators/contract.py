@@ -1,0 +1,299 @@
+"""What an operator promises, stated once: operands, dtypes, limits, work and bytes.
+
+Errors, Hypothesis strategies, benchmark metrics and (later) torch fakes read an `Operator`; nothing
+restates it. The contract has two parts:
+
+* `Operator.output_shapes` is pure arithmetic on shapes, so it also works on symbolic sizes;
+* `Operator.problems` looks at real arrays at launch and returns every reason, in words.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+from nki_kernels.hardware import spec_for
+from nki_kernels.hardware.spec import CoreSpec
+from nki_kernels.machine.dtypes import as_dtype
+from nki_kernels.machine.errors import DtypeError, ShapeError
+
+#: Sizes of the axes of one problem, by the letters of the contract ("M", "N", "K", ...).
+Axes: TypeAlias = Mapping[str, int]
+
+#: Arguments of the mathematics beside the arrays (output dtype, epsilon, causal ...).
+Options: TypeAlias = Mapping[str, Any]
+
+
+class ArrayLike(Protocol):
+    """What a contract reads of an argument: a NumPy array, or a shape-only stand-in."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Extents, outermost first."""
+
+    @property
+    def dtype(self) -> Any:
+        """Anything `nki_kernels.machine.dtypes.as_dtype` accepts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """One array of the contract: its name and the letter of each axis, outermost first."""
+
+    name: str
+    axes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name} [{', '.join(self.axes)}]"
+
+
+def _no_limits(axes: Axes, dtype: str, spec: CoreSpec) -> tuple[str, ...]:
+    return ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operator:
+    """One public operation: its contract, the choice of its config, and how its kernel is called.
+
+    Attributes:
+        name: the public name (`nki_kernels.ops.<name>`).
+        summary: one line with the formula.
+        inputs: the input arrays, all of one dtype.
+        outputs: the output arrays; every letter occurs in an input.
+        axis_order: the order in which a free-form shape such as "2048x512x4096" lists the axes.
+        dtypes: dtypes the inputs and the outputs may have.
+        flops: useful floating-point operations of a problem (a multiply-add counts 2).
+        roundings: roundings to the output dtype on the way to one output element.
+        chain: upper bound on the float32 roundings that any one term of an output element's sum
+            passes through, given how the hardware and the kernel add (see `tests/tolerance.py`).
+        configure: the tuning config for axes, dtype and core; never changes a result.
+        reduced: a smaller problem that takes the same code path under the same config.
+        kernel: returns the `@nki.jit` kernel (a function, because loading it imports `nki`).
+        arguments: positional kernel arguments from inputs, options and config.
+        limits: reasons why real sizes cannot run on a core, beyond the operand rules; sentences.
+    """
+
+    name: str
+    summary: str
+    inputs: tuple[Operand, ...]
+    outputs: tuple[Operand, ...]
+    axis_order: tuple[str, ...]
+    dtypes: tuple[str, ...]
+    flops: Callable[[Axes], int]
+    roundings: int
+    chain: Callable[[Axes, CoreSpec], int]
+    configure: Callable[[Axes, str, CoreSpec], Any]
+    reduced: Callable[[Axes, Any], Axes]
+    kernel: Callable[[], Any]
+    arguments: Callable[[Sequence[Any], Options, Any], tuple[Any, ...]]
+    limits: Callable[[Axes, str, CoreSpec], tuple[str, ...]] = _no_limits
+
+    def axes(self, *shapes: Sequence[int]) -> dict[str, int]:
+        """Return the size of each axis, read from the first input that has it.
+
+        No sizes are compared, so symbolic sizes pass; `problems` finds the contradictions.
+
+        Raises:
+            ShapeError: wrong number of shapes, or a shape of the wrong rank.
+        """
+        wrong = _rank_problems(self, shapes)
+        if wrong:
+            raise ShapeError(_message(self, shapes, wrong))
+        found: dict[str, int] = {}
+        for operand, shape in zip(self.inputs, shapes, strict=True):
+            for letter, size in zip(operand.axes, shape, strict=True):
+                found.setdefault(letter, size)
+        return found
+
+    def output_shapes(self, *shapes: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+        """Return the shape of each output for the given input shapes; safe for symbolic sizes."""
+        sizes = self.axes(*shapes)
+        return tuple(tuple(sizes[letter] for letter in out.axes) for out in self.outputs)
+
+    def input_shapes(self, axes: Axes) -> tuple[tuple[int, ...], ...]:
+        """Return the shape of each input of the problem `axes`."""
+        return tuple(tuple(axes[letter] for letter in operand.axes) for operand in self.inputs)
+
+    def problems(self, inputs: Sequence[Any], options: Options, target: str) -> list[str]:
+        """Return every reason why the arrays cannot be launched, in words; empty when they can.
+
+        Args:
+            inputs: one array per operand of `self.inputs`; a shape-only stand-in is fine.
+            options: arguments beside the arrays; `out_dtype` is checked here.
+            target: hardware generation, for the limits of real sizes.
+        """
+        dtype_reasons, shape_reasons = self._reasons(inputs, options, target)
+        return dtype_reasons + shape_reasons
+
+    def check(self, inputs: Sequence[Any], options: Options, target: str) -> None:
+        """Raise one error that lists all `problems`.
+
+        Raises:
+            DtypeError: only dtypes are wrong.
+            ShapeError: a shape, a layout or a size is wrong (dtype reasons are listed too).
+        """
+        dtype_reasons, shape_reasons = self._reasons(inputs, options, target)
+        if not dtype_reasons and not shape_reasons:
+            return
+        error = ShapeError if shape_reasons else DtypeError
+        raise error(_message(self, inputs, dtype_reasons + shape_reasons))
+
+    def min_bytes(self, axes: Axes, dtype: str, out_dtype: str | None = None) -> int:
+        """Return the compulsory HBM traffic in bytes: each input read and output written once."""
+        out_size = as_dtype(out_dtype or dtype).itemsize
+        read = sum(math.prod(shape) for shape in self.input_shapes(axes))
+        written = sum(math.prod(axes[letter] for letter in out.axes) for out in self.outputs)
+        return read * as_dtype(dtype).itemsize + written * out_size
+
+    def roofline_ns(self, axes: Axes, dtype: str, spec: CoreSpec) -> float:
+        """Return the time in ns that neither peak FLOP rate nor HBM bandwidth can go below.
+
+        max(flops / peak(dtype), min_bytes / bandwidth), with the peak of the input dtype.
+        """
+        compute = self.flops(axes) / (spec.peak_tflops(dtype) * 1e3)
+        return max(compute, self.min_bytes(axes, dtype) / spec.hbm_bytes_per_ns)
+
+    def launch(
+        self,
+        inputs: Sequence[Any],
+        options: Options,
+        *,
+        config: Any = None,
+        target: str | None = None,
+    ) -> Any:
+        """Check the arrays, choose a config, and run the kernel on one core.
+
+        Args:
+            inputs: NumPy arrays, or shape-only `nki_kernels.machine.tensor.Abstract` values.
+            options: arguments beside the arrays.
+            config: the tuning config; None lets `configure` choose.
+            target: hardware generation; None means the one in force.
+
+        Returns:
+            The `nki_kernels.machine.launch.Run`: outputs, trace, and time on demand.
+
+        Raises:
+            ShapeError, DtypeError: see `check`.
+        """
+        from nki_kernels.machine.launch import default_target, launch
+
+        target = target or default_target()
+        self.check(inputs, options, target)
+        if config is None:
+            axes = self.axes(*(x.shape for x in inputs))
+            config = self.configure(axes, as_dtype(inputs[0].dtype), spec_for(target))
+        return launch(self.kernel(), self.arguments(inputs, options, config), {}, target=target)
+
+    def _reasons(
+        self, inputs: Sequence[Any], options: Options, target: str
+    ) -> tuple[list[str], list[str]]:
+        unusable = _unusable(self, inputs)
+        if unusable:
+            return unusable, []
+        dtypes = _dtype_problems(self, inputs, options)
+        shapes = _rank_problems(self, [x.shape for x in inputs]) or _size_problems(self, inputs)
+        shapes += _layout_problems(self, inputs)
+        if not dtypes and not shapes:
+            axes = self.axes(*(x.shape for x in inputs))
+            shapes += self.limits(axes, as_dtype(inputs[0].dtype), spec_for(target))
+        return dtypes, shapes
+
+
+def _message(op: Operator, inputs: Sequence[Any], reasons: Sequence[str]) -> str:
+    head = f"{op.name}({', '.join(_describe(x) for x in inputs)}): "
+    if len(reasons) == 1:
+        return head + reasons[0]
+    return head + f"{len(reasons)} problems\n" + "\n".join(f"  - {reason}" for reason in reasons)
+
+
+def _describe(value: Any) -> str:
+    shape = getattr(value, "shape", value if isinstance(value, tuple) else None)
+    if shape is None:
+        return type(value).__name__
+    dims = f"[{', '.join(map(str, shape))}]"
+    return f"{value.dtype}{dims}" if hasattr(value, "dtype") else dims
+
+
+def _unusable(op: Operator, inputs: Sequence[Any]) -> list[str]:
+    return [
+        f"{operand.name} is a {type(value).__name__}; a NumPy array is needed; "
+        f"pass np.asarray({operand.name}, dtype=...)"
+        for operand, value in zip(op.inputs, inputs, strict=True)
+        if not (hasattr(value, "shape") and hasattr(value, "dtype"))
+    ]
+
+
+def _dtype_problems(op: Operator, inputs: Sequence[ArrayLike], options: Options) -> list[str]:
+    reasons = []
+    allowed = ", ".join(op.dtypes)
+    for operand, value in zip(op.inputs, inputs, strict=True):
+        if not supports(op, value.dtype):
+            reasons.append(
+                f"{operand.name} has dtype {value.dtype}; allowed are {allowed}; "
+                f"cast it, for example {operand.name}.astype('{op.dtypes[-1]}')"
+            )
+    if len({str(value.dtype) for value in inputs}) > 1 and not reasons:
+        listed = ", ".join(
+            f"{operand.name} {value.dtype}"
+            for operand, value in zip(op.inputs, inputs, strict=True)
+        )
+        reasons.append(f"dtypes differ: {listed}; all inputs must have one dtype; cast one")
+    wanted = options.get("out_dtype")
+    if wanted is not None and not supports(op, wanted):
+        reasons.append(f"out_dtype is {wanted}; allowed are {allowed}; choose one of them")
+    return reasons
+
+
+def supports(op: Operator, dtype: Any) -> bool:
+    """Tell whether `dtype` (a name, NumPy dtype or nl dtype) is one of the operator's dtypes."""
+    try:
+        return str(as_dtype(dtype)) in op.dtypes
+    except DtypeError:
+        return False
+
+
+def _rank_problems(op: Operator, shapes: Sequence[Sequence[int]]) -> list[str]:
+    if len(shapes) != len(op.inputs):
+        wanted = ", ".join(map(str, op.inputs))
+        return [f"{len(shapes)} inputs; {len(op.inputs)} are needed: {wanted}; pass them all"]
+    return [
+        f"{operand.name} has {len(shape)} dimensions, shape {list(shape)}; "
+        f"{len(operand.axes)} are needed: {operand}; reshape it"
+        for operand, shape in zip(op.inputs, shapes, strict=True)
+        if len(shape) != len(operand.axes)
+    ]
+
+
+def _size_problems(op: Operator, inputs: Sequence[ArrayLike]) -> list[str]:
+    reasons = []
+    first: dict[str, tuple[Operand, int, list[int]]] = {}
+    for operand, value in zip(op.inputs, inputs, strict=True):
+        shape = list(value.shape)
+        if 0 in shape:
+            reasons.append(
+                f"{operand} = {shape} has a zero-size axis; every axis must be at least 1; "
+                "handle the empty case before the call"
+            )
+        for letter, size in zip(operand.axes, shape, strict=True):
+            other, seen, other_shape = first.setdefault(letter, (operand, size, shape))
+            if seen != size:
+                reasons.append(
+                    f"{letter} is {seen} in {other} = {other_shape} but {size} in {operand} = "
+                    f"{shape}; the two must be equal; transpose or slice one of them"
+                )
+    return reasons
+
+
+def _layout_problems(op: Operator, inputs: Sequence[Any]) -> list[str]:
+    reasons = []
+    for operand, value in zip(op.inputs, inputs, strict=True):
+        flags = getattr(value, "flags", None)
+        if flags is not None and not flags.c_contiguous:
+            reasons.append(
+                f"{operand.name} is strided, {list(value.strides)} bytes for shape "
+                f"{list(value.shape)}; a kernel takes dense row-major arrays; "
+                f"pass np.ascontiguousarray({operand.name})"
+            )
+    return reasons

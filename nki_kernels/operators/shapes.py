@@ -1,0 +1,179 @@
+"""Real geometries by name: the one list of shapes that tests, benchmarks and tuning read.
+
+A named case reads "<model>:<phase>:<layer>", for example "llama3-8b:prefill:qkv". A free-form shape
+lists the axes in the operator's order, for example "2048x512x4096" for matmul's M, N, K.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from nki_kernels.machine.errors import ShapeError
+from nki_kernels.operators.contract import Operator
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """The sizes of one published model, from its configuration file on its model page.
+
+    Attributes:
+        hidden: width of the residual stream.
+        intermediate: width of the MLP, or of one expert.
+        gated: the MLP has a gate beside `up` (SwiGLU), fused into one matmul of twice the width.
+        experts, top_k: routed experts and how many a token uses (0: a dense MLP).
+        decodes: a generative model (an encoder has no decode phase).
+    """
+
+    name: str
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    gated: bool = True
+    experts: int = 0
+    top_k: int = 0
+    decodes: bool = True
+
+
+MODELS: tuple[Model, ...] = (
+    Model(
+        name="llama3-8b", hidden=4096, intermediate=14336,
+        heads=32, kv_heads=8, head_dim=128, vocabulary=128256,
+    ),
+    Model(
+        name="llama3-70b", hidden=8192, intermediate=28672,
+        heads=64, kv_heads=8, head_dim=128, vocabulary=128256,
+    ),
+    Model(
+        name="qwen3-8b", hidden=4096, intermediate=12288,
+        heads=32, kv_heads=8, head_dim=128, vocabulary=151936,
+    ),
+    Model(
+        name="qwen3-30b-a3b", hidden=2048, intermediate=768,
+        heads=32, kv_heads=4, head_dim=128, vocabulary=151936, experts=128, top_k=8,
+    ),
+    Model(
+        name="mixtral-8x7b", hidden=4096, intermediate=14336,
+        heads=32, kv_heads=8, head_dim=128, vocabulary=32000, experts=8, top_k=2,
+    ),
+    Model(
+        name="gpt-oss-20b", hidden=2880, intermediate=2880,
+        heads=64, kv_heads=8, head_dim=64, vocabulary=201088, experts=32, top_k=4,
+    ),
+    Model(
+        name="minilm-l6", hidden=384, intermediate=1536,
+        heads=12, kv_heads=12, head_dim=32, vocabulary=30522, gated=False, decodes=False,
+    ),
+)  # fmt: skip
+
+#: Tokens per pass: a long prompt (for an encoder, a batch of sentences), or one token for each of
+#: sixteen sequences.
+PHASES: dict[str, int] = {"prefill": 4096, "decode": 16}
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One problem of one operator.
+
+    Attributes:
+        op: operator name.
+        name: the registry name, or the free-form text it was parsed from.
+        axes: sizes by axis letter.
+        tags: words to select by: model, phase, layer.
+    """
+
+    op: str
+    name: str
+    axes: Mapping[str, int]
+    tags: frozenset[str] = frozenset()
+
+
+def _matmul_layers(model: Model, tokens: int) -> Iterator[tuple[str, int, int, int]]:
+    """Yield (layer, M, N, K) of every linear layer of one transformer block."""
+    attention = model.heads * model.head_dim
+    yield "qkv", tokens, attention + 2 * model.kv_heads * model.head_dim, model.hidden
+    yield "attn-out", tokens, model.hidden, attention
+    up = model.intermediate * (2 if model.gated else 1)
+    if model.experts:
+        yield "router", tokens, model.experts, model.hidden
+        # One expert under balanced routing; fewer tokens than experts still need one row.
+        tokens = max(1, tokens * model.top_k // model.experts)
+    prefix = "expert-" if model.experts else ""
+    yield f"{prefix}gate-up" if model.gated else "up", tokens, up, model.hidden
+    yield f"{prefix}down", tokens, model.hidden, model.intermediate
+
+
+def _matmul_cases() -> Iterator[Case]:
+    for model in MODELS:
+        for phase, tokens in PHASES.items():
+            if phase == "decode" and not model.decodes:
+                continue
+            layers = list(_matmul_layers(model, tokens))
+            if phase == "decode":
+                # Prefill only needs the logits of the last position, so the head is a decode shape.
+                layers.append(("lm-head", tokens, model.vocabulary, model.hidden))
+            for layer, m, n, k in layers:
+                yield Case(
+                    "matmul",
+                    f"{model.name}:{phase}:{layer}",
+                    {"M": m, "N": n, "K": k},
+                    frozenset({model.name, phase, layer}),
+                )
+
+
+_CASES: dict[str, dict[str, Case]] = {"matmul": {case.name: case for case in _matmul_cases()}}
+
+#: What `python -m bench run <op>` times when no shape is named.
+DEFAULTS: dict[str, tuple[str, ...]] = {
+    "matmul": (
+        "2048x2048x2048",
+        "1000x3000x700",
+        "llama3-8b:prefill:qkv",
+        "llama3-8b:decode:down",
+        "qwen3-30b-a3b:prefill:expert-gate-up",
+        "gpt-oss-20b:decode:qkv",
+        "minilm-l6:prefill:up",
+    ),
+}
+
+
+def cases(op: str, *tags: str) -> tuple[Case, ...]:
+    """Return the named cases of `op` that carry all `tags`, in the order of the registry."""
+    return tuple(case for case in _CASES.get(op, {}).values() if case.tags.issuperset(tags))
+
+
+def parse(op: Operator, text: str) -> Case:
+    """Return the case that `text` names: a registry name or a free-form shape.
+
+    Raises:
+        ShapeError: neither a known name nor positive sizes joined by "x", one per axis.
+    """
+    named = _CASES.get(op.name, {}).get(text)
+    if named is not None:
+        return named
+    order = "x".join(op.axis_order)
+    if not re.fullmatch(r"[+-]?[0-9]+(x[+-]?[0-9]+)*", text):
+        near = difflib.get_close_matches(text, _CASES.get(op.name, {}), n=3, cutoff=0.5)
+        hint = f"; close names: {', '.join(near)}" if near else ""
+        raise ShapeError(
+            f"{op.name}: shape {text!r} is neither a named shape nor {order}{hint}; "
+            f"write for example {'x'.join(['2048'] * len(op.axis_order))}, or see the names with "
+            f"'python -m bench list {op.name}'"
+        )
+    sizes = [int(part) for part in text.split("x")]
+    if len(sizes) != len(op.axis_order):
+        raise ShapeError(
+            f"{op.name}: shape {text!r} has {len(sizes)} sizes; {len(op.axis_order)} are needed, "
+            f"in the order {order}; write one size per axis"
+        )
+    if min(sizes) < 1:
+        raise ShapeError(
+            f"{op.name}: shape {text!r} has a size below 1; every axis ({order}) must be at least "
+            "1; write positive sizes"
+        )
+    return Case(op.name, text, dict(zip(op.axis_order, sizes, strict=True)), frozenset({"free"}))
