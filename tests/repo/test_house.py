@@ -83,7 +83,7 @@ def no_hardware_literals(path: str, tree: ast.Module) -> Iterator[tuple[int, str
     for node in ast.walk(tree):
         # The type as well: 512.0 is no size.
         if isinstance(node, ast.Constant) and (type(node.value), node.value) in HARDWARE:
-            yield node.lineno, f"hardware number {node.value}; use nl.tile_size"
+            yield node.lineno, f"hardware number {node.value!r}; use nl.tile_size"
 
 
 def no_catch_all(path: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
