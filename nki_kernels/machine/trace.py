@@ -9,6 +9,7 @@ from __future__ import annotations
 import linecache
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import CodeType
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -33,10 +34,18 @@ class Frame(NamedTuple):
     text: str
 
 
+#: Frames of this package's own machinery are no kernel lines; they are dropped from call sites.
+_INTERNAL: tuple[str, ...] = (
+    str(Path(__file__).parent), str(Path(__file__).parents[1] / "embedded"), "<nisa."
+)  # fmt: skip
+
+
 def resolve(site: Site) -> tuple[Frame, ...]:
-    """Return file, line, function and source text of every frame of `site`, innermost first."""
+    """Return file, line, function and source text of every kernel frame of `site`, innermost first."""
     frames = []
     for code, lasti in site:
+        if code.co_filename.startswith(_INTERNAL):
+            continue
         line = code.co_firstlineno
         for start, end, number in code.co_lines():
             if start <= lasti < end and number is not None:
@@ -49,10 +58,8 @@ def resolve(site: Site) -> tuple[Frame, ...]:
 
 def where(site: Site) -> str:
     """Return ``file:line`` of the innermost frame, for messages."""
-    if not site:
-        return "<outside a kernel>"
-    frame = resolve(site[:1])[0]
-    return f"{frame.file}:{frame.line}"
+    frames = resolve(site)
+    return f"{frames[0].file}:{frames[0].line}" if frames else "<outside a kernel>"
 
 
 @dataclass(slots=True, eq=False)

@@ -1,0 +1,149 @@
+"""Scalar engine: activation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nki.isa.enums import reduce_cmd as reduce_commands
+from nki_kernels.hardware.spec import Engine
+from nki_kernels.machine import dtypes, work
+from nki_kernels.machine.core import float_values
+from nki_kernels.machine.dtypes import Array
+from nki_kernels.machine.instruction import Context, instruction
+from nki_kernels.machine.operators import operator
+from nki_kernels.machine.rules import COMPUTE, BufferIs, Operands, PerPartition, Rule, SameExtent
+from nki_kernels.machine.tensor import NkiTensor
+
+_ON_CHIP = ("sbuf", "psum")
+_COMMANDS = ("idle", "reset", "reduce", "reset_reduce")
+
+
+@dataclass(frozen=True)
+class _ActivationOperands(Rule):
+    """Function, scale, bias and accumulation of an activation."""
+
+    def problem(self, ops: Operands) -> str | None:
+        op = operator(ops["op"])
+        if op.activation is None:
+            return f"{op!r} is no activation function; ALU operators go to tensor_scalar or tensor_tensor"
+        scale, bias = ops["scale"], ops["bias"]
+        if isinstance(scale, NkiTensor):
+            if scale.dtype != dtypes.float32:
+                return f"scale is {scale.dtype}; a vector scale must be float32"
+        elif not _is_number(scale):
+            return f"scale={scale!r}; it must be a number or a float32 [P, 1] tile"
+        if isinstance(bias, NkiTensor):
+            if bias.dtype == dtypes.tfloat32 or not bias.dtype.is_float:
+                return f"bias is {bias.dtype}; it must be a float type other than tfloat32"
+        elif bias is not None:
+            if not _is_number(bias):
+                return f"bias={bias!r}; it must be None, a number or a [P, 1] tile"
+            if ops.spec.generation == 2:
+                return f"bias={bias!r} is a number; on {ops.spec.name} it must be a [P, 1] tile"
+        if bias is not None and op.name == "reciprocal" and ops.spec.generation == 2:
+            return f"nl.reciprocal with a bias on {ops.spec.name}; add the bias first"
+        return self._reduction(ops)
+
+    def _reduction(self, ops: Operands) -> str | None:
+        command = getattr(ops["reduce_cmd"], "name", None)
+        if command not in _COMMANDS:
+            return f"reduce_cmd={ops['reduce_cmd']!r}; allowed are {', '.join(_COMMANDS)}"
+        reduce_op = ops["reduce_op"]
+        if reduce_op is not None and operator(reduce_op).name != "add":
+            return f"reduce_op={reduce_op!r}; the Scalar engine only adds: pass nl.add"
+        if command in ("reduce", "reset_reduce") and reduce_op is None:
+            return f"reduce_cmd={command} without reduce_op; pass reduce_op=nl.add"
+        result = ops.tensor("reduce_res")
+        if result is not None and not result.dtype.is_float:
+            return f"reduce_res is {result.dtype}; it must be a float type"
+        return None
+
+    def __str__(self) -> str:
+        return "`op` an activation; `scale` a number or float32 [P, 1]; `reduce_op` nl.add"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+
+
+def _hidden(ops: Operands) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The function table is always needed; the accumulator as the command says."""
+    command = getattr(ops["reduce_cmd"], "name", "idle")
+    reads = ["act_table"]
+    if command == "reduce" or (command == "idle" and ops.tensor("reduce_res") is not None):
+        reads.append("act_accumulator")
+    return tuple(reads), () if command == "idle" else ("act_accumulator",)
+
+
+@instruction(
+    engines=(Engine.scalar,),
+    reads=("data", "bias", "scale"),
+    writes=("dst", "reduce_res"),
+    rules=(
+        *COMPUTE,
+        BufferIs("dst", *_ON_CHIP),
+        SameExtent("dst", "data"),
+        PerPartition("bias", "data"),
+        PerPartition("scale", "data"),
+        PerPartition("reduce_res", "data"),
+        _ActivationOperands(),
+    ),
+    cost=work.stream("activation", data=("data",), vectors=("bias", "scale"), function="op"),
+    hidden=_hidden,
+    source="nki.isa.activation; cost: max(64, N) cycles, +64 to read the accumulator (NKI 2.26)",
+)
+def activation(
+    ctx: Context,
+    dst: NkiTensor,
+    op: Any,
+    data: NkiTensor,
+    bias: Any = None,
+    scale: Any = 1.0,
+    reduce_op: Any = None,
+    reduce_res: Any = None,
+    reduce_cmd: reduce_commands = reduce_commands.idle,
+    name: str | None = None,
+) -> None:
+    """dst[p, f] = op(data[p, f] * scale[p] + bias[p]) in float32, one rounding on the write.
+
+    reduce_cmd: reset clears the accumulator of each partition, reduce adds the row sum of the
+    activated values (before rounding to dst: the documents say only "activated data"), reset_reduce
+    does both. reduce_res, if given, receives the accumulator afterwards, also with idle.
+    """
+    run = ctx.run
+    values = float_values(data, run, "a")
+    shape = (data.shape[0],) + (1,) * (data.ndim - 1)
+    result = run.scratch("act", data.shape)
+    if isinstance(scale, NkiTensor):
+        values = np.multiply(values, float_values(scale, run, "b").reshape(shape), out=result)
+    elif scale != 1.0:
+        values = np.multiply(values, np.float32(scale), out=result)
+    if isinstance(bias, NkiTensor):
+        values = np.add(values, float_values(bias, run, "c").reshape(shape), out=result)
+    elif bias is not None:
+        values = np.add(values, np.float32(bias), out=result)
+    function = operator(op).activation
+    if function is None:
+        raise TypeError(f"{op!r} has no activation form")
+    values = function(values)
+    target = dst.mem.array(dst.region, dst.dtype.host)
+    dtypes.store(target, values if values.shape == target.shape else values.reshape(target.shape))
+    if reduce_cmd is not reduce_commands.idle or reduce_res is not None:
+        first = data.start_partition
+        lanes = run.act_accumulator[first : first + data.shape[0]]
+        _accumulate(lanes, values, reduce_cmd)
+        if reduce_res is not None:
+            sums = reduce_res.mem.array(reduce_res.region, reduce_res.dtype.host)
+            dtypes.store(sums, lanes.reshape(sums.shape))
+
+
+def _accumulate(lanes: Array, values: Array, command: reduce_commands) -> None:
+    if command in (reduce_commands.reset, reduce_commands.reset_reduce):
+        lanes[...] = 0
+    if command in (reduce_commands.reduce, reduce_commands.reset_reduce):
+        rows = values.reshape(values.shape[0], -1)
+        # Left to right along the free axis, as recorded for tensor_reduce; assumed for this engine.
+        lanes += np.add.accumulate(rows, axis=1)[:, -1]

@@ -1,0 +1,388 @@
+"""Elementwise instructions: tensor_copy, memset, tensor_tensor, tensor_scalar."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nki_kernels.hardware.spec import Engine
+from nki_kernels.machine import dtypes, work
+from nki_kernels.machine.core import Run, float_values
+from nki_kernels.machine.dtypes import Array
+from nki_kernels.machine.instruction import Context, instruction
+from nki_kernels.machine.operators import Op, operator
+from nki_kernels.machine.rules import (
+    COMPUTE,
+    BufferIs,
+    NotAllIn,
+    Operands,
+    PerPartition,
+    Rule,
+    SameExtent,
+    memory,
+)
+from nki_kernels.machine.tensor import NkiTensor
+
+_INT32 = (dtypes.int32, dtypes.uint32)
+_ON_CHIP = ("sbuf", "psum")
+
+
+@dataclass(frozen=True)
+class _CopyEngine(Rule):
+    """The Scalar engine of gen2 copies nothing."""
+
+    def problem(self, ops: Operands) -> str | None:
+        if ops.engine is Engine.scalar and ops.spec.generation == 2:
+            return f"engine=scalar on {ops.spec.name}; use the vector engine, or activation(op=nl.copy)"
+        return None
+
+    def __str__(self) -> str:
+        return "Scalar from gen3 on"
+
+
+@instruction(
+    engines=(Engine.vector, Engine.scalar, Engine.gpsimd),
+    reads=("src",),
+    writes=("dst",),
+    rules=(
+        *COMPUTE,
+        BufferIs("dst", *_ON_CHIP),
+        BufferIs("src", *_ON_CHIP),
+        SameExtent("dst", "src"),
+        _CopyEngine(),
+    ),
+    cost=work.stream("tensor_copy", data=("src",)),
+    source="nki.isa.tensor_copy; cost: max(64, N) cycles (NKI 2.26), trn2 laws",
+)
+def tensor_copy(
+    ctx: Context,
+    dst: NkiTensor,
+    src: NkiTensor,
+    engine: Engine = Engine.unknown,
+    name: str | None = None,
+) -> None:
+    """dst[p, f] = src[p, f]: bits where the dtypes are equal, else through float32.
+
+    The default engine is Vector (the published default is the compiler's choice).
+    """
+    target = dst.mem.array(dst.region, dst.dtype.host)
+    if src.dtype is dst.dtype:
+        values = src.mem.array(src.region, src.dtype.host)
+        np.copyto(target, values if values.shape == target.shape else values.reshape(target.shape))
+        return
+    values = float_values(src, ctx.run, "a")
+    dtypes.store(target, values if values.shape == target.shape else values.reshape(target.shape))
+
+
+@dataclass(frozen=True)
+class _FillValue(Rule):
+    """A float fills float types only; packed types take 0."""
+
+    def problem(self, ops: Operands) -> str | None:
+        dst, value = ops["dst"], ops["value"]
+        if not isinstance(value, (int, float, np.integer, np.floating)):
+            return f"value {value!r}; it must be a number known when the kernel is built"
+        if dst.dtype.is_integer and isinstance(value, (float, np.floating)):
+            return f"value {value!r} is a float and dst is {dst.dtype}; write an int, for example 0"
+        if dst.dtype.kind == "packed" and value != 0:
+            return f"value {value!r} into {dst.dtype}; packed types can only be filled with 0"
+        return None
+
+    def __str__(self) -> str:
+        return "`value` of dst's kind"
+
+
+@instruction(
+    engines=(Engine.vector, Engine.gpsimd),
+    reads=(),
+    writes=("dst",),
+    rules=(*COMPUTE, BufferIs("dst", *_ON_CHIP), _FillValue()),
+    cost=work.stream("memset"),
+    source="nki.isa.memset; cost: max(64, N) cycles (NKI 2.26), trn2 laws",
+)
+def memset(
+    ctx: Context,
+    dst: NkiTensor,
+    value: float,
+    engine: Engine = Engine.unknown,
+    name: str | None = None,
+) -> None:
+    """dst[p, f] = value, rounded to dst's dtype once; integers are exact."""
+    target = dst.mem.array(dst.region, dst.dtype.host)
+    if dst.dtype.is_integer:
+        dtypes.store(target, np.full((), value, np.int64))
+    else:
+        target[...] = np.float32(value).astype(target.dtype)
+
+
+def _ops_problem(ops: Operands, tokens: tuple[Any, ...], data: tuple[str, ...]) -> str | None:
+    """Rules shared by instructions with ALU operators: known, one kind, right engine and types."""
+    table = [operator(t) for t in tokens if t is not None]
+    for op in table:
+        if op.alu is None:
+            return f"{op!r} is no ALU operator; use nisa.activation for activation functions"
+        if op.name in ("abs_max", "abs_min") and ops.spec.generation < 4:
+            return f"{op!r} on {ops.spec.name}; it needs gen4"
+    kinds = {op.kind for op in table}
+    if len(kinds) > 1:
+        return f"operators {table}; op0 and op1 are both bitvec or both arithmetic: split the instruction"
+    if kinds == {"bitvec"}:
+        views = [(n, v) for n in (*data, "dst") if (v := ops.tensor(n)) is not None]
+        bad = [f"{n} {v.dtype}" for n, v in views if not v.dtype.is_integer]
+        if bad:
+            return f"bitvec operator {table[0]!r} with {', '.join(bad)}; operands must be integers"
+        if len({v.dtype.itemsize for _, v in views}) > 1:
+            return f"bitvec operator {table[0]!r} on different widths; bits are never converted"
+        if ops.engine is not Engine.vector:
+            return f"bitvec operator {table[0]!r} on {ops.engine.name}; it runs on the vector engine"
+    return None
+
+
+@dataclass(frozen=True)
+class _TensorTensorOps(Rule):
+    """Operator kind, dtypes and engine of tensor_tensor."""
+
+    def problem(self, ops: Operands) -> str | None:
+        found = _ops_problem(ops, (ops["op"],), ("data1", "data2"))
+        if found is not None:
+            return found
+        op = operator(ops["op"])
+        if op.arity != 2:
+            return f"{op!r} takes one operand; use tensor_scalar or activation"
+        if op.name == "power" and ops.engine is not Engine.gpsimd:
+            return "nl.power runs on gpsimd, from SBUF; copy PSUM operands to SBUF"
+        return None
+
+    def __str__(self) -> str:
+        return "`op` an ALU operator of two operands; bitvec on integers, on Vector"
+
+
+def _tensor_tensor_engine(ops: Operands) -> Engine:
+    """All 32-bit integers in SBUF go to GpSimd, exact; power runs nowhere else."""
+    views = [ops["dst"], ops["data1"], ops["data2"]]
+    op = operator(ops["op"])
+    if op.name == "power":
+        return Engine.gpsimd
+    exact = op.kind == "arith" and all(v.dtype in _INT32 and memory(v) == "sbuf" for v in views)
+    return Engine.gpsimd if exact else Engine.vector
+
+
+@instruction(
+    engines=(Engine.vector, Engine.gpsimd),
+    default=_tensor_tensor_engine,
+    reads=("data1", "data2"),
+    writes=("dst",),
+    rules=(
+        *COMPUTE,
+        BufferIs("dst", *_ON_CHIP),
+        SameExtent("dst", "data1", "data2"),
+        NotAllIn("psum", "data1", "data2"),
+        _TensorTensorOps(),
+    ),
+    cost=work.stream("tensor_tensor", data=("data1", "data2"), function="op"),
+    source="nki.isa.tensor_tensor; cost: trn2 laws (documented: N or 2N cycles, NKI 2.26)",
+)
+def tensor_tensor(
+    ctx: Context,
+    dst: NkiTensor,
+    data1: NkiTensor,
+    data2: NkiTensor,
+    op: Any,
+    engine: Engine = Engine.unknown,
+    name: str | None = None,
+) -> None:
+    """dst[p, f] = op(data1[p, f], data2[p, f]) in float32.
+
+    Bitvec operators work on raw bits. With only int32/uint32 operands on GpSimd the arithmetic is
+    32-bit integer and wraps (wrapping is this project's reading; the documents say "exact").
+    """
+    run, kind = ctx.run, operator(op)
+    target = dst.mem.array(dst.region, dst.dtype.host)
+    integers = ctx.engine is Engine.gpsimd and all(v.dtype in _INT32 for v in (dst, data1, data2))
+    if kind.kind == "bitvec" or integers:
+        a = data1.mem.array(data1.region, data1.dtype.host).reshape(target.shape)
+        b = data2.mem.array(data2.region, data2.dtype.host).reshape(target.shape)
+        _integer_store(target, kind, a, b)
+        return
+    a, b = float_values(data1, run, "a"), float_values(data2, run, "b")
+    if a.shape != target.shape:
+        a = a.reshape(target.shape)
+    if b.shape != target.shape:
+        b = b.reshape(target.shape)
+    _compute(run, kind, target, a, b)
+
+
+def _compute(run: Run, op: Op, target: Array, *operands: Any) -> None:
+    """Evaluate an ALU operator in float32 and round once into `target`."""
+    alu = op.alu
+    if alu is None:
+        raise TypeError(f"{op!r} has no ALU form")
+    if target.dtype == np.float32:
+        result = alu(*operands, out=target)
+        if result is not target:
+            np.copyto(target, result)
+        return
+    dtypes.store(target, alu(*operands, out=run.scratch("out", target.shape)))
+
+
+def _integer_store(target: Array, op: Op, a: Array, b: Any) -> None:
+    alu = op.alu
+    if alu is None:
+        raise TypeError(f"{op!r} has no ALU form")
+    result = alu(a, b) if op.arity == 2 else alu(a)
+    np.copyto(target, result.astype(target.dtype, copy=False), casting="unsafe")
+
+
+@dataclass(frozen=True)
+class _TensorScalarOps(Rule):
+    """Operators, operand types and engine of tensor_scalar."""
+
+    def problem(self, ops: Operands) -> str | None:
+        op1, operand1 = ops["op1"], ops["operand1"]
+        if (op1 is None) != (operand1 is None) and not (op1 is not None and operator(op1).arity == 1):
+            return f"op1={op1!r} with operand1={operand1!r}; give both or neither"
+        found = _ops_problem(ops, (ops["op0"], op1), ("data",))
+        if found is not None:
+            return found
+        return self._operands(ops) or self._engine(ops)
+
+    def _operands(self, ops: Operands) -> str | None:
+        for token, name in (("op0", "operand0"), ("op1", "operand1")):
+            if ops[token] is None:
+                continue
+            op, value = operator(ops[token]), ops[name]
+            if op.arity == 1:
+                if value is not None and (isinstance(value, NkiTensor) or value != 0):
+                    return f"{name} for unary {op!r}; it must be None or 0"
+                continue
+            if op.kind == "bitvec":
+                integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+                if isinstance(value, NkiTensor):
+                    integer = value.dtype.is_integer
+                if not integer:
+                    return f"{name}={value!r} for bitvec {op!r}; it must be an integer"
+            elif isinstance(value, NkiTensor):
+                if value.dtype != dtypes.float32:
+                    return f"{name} is {value.dtype}; a vector operand of arithmetic must be float32"
+            elif not isinstance(value, (int, float, np.integer, np.floating)):
+                return f"{name}={value!r}; it must be a number or a float32 [P, 1] tile"
+        return None
+
+    def _engine(self, ops: Operands) -> str | None:
+        names = [operator(t).name for t in (ops["op0"], ops["op1"]) if t is not None]
+        for name in names:
+            if name in ("square", "relu") and ops.spec.generation < 4:
+                return f"nl.{name} on {ops.spec.name}; it needs gen4: use nisa.activation"
+        if ops.engine is Engine.gpsimd and names != ["rsqrt"]:
+            return f"operators {names} on gpsimd; tensor_scalar runs only nl.rsqrt there"
+        if ops.engine is Engine.vector and "rsqrt" in names:
+            return "nl.rsqrt on the vector engine; it runs on gpsimd or scalar: use nisa.activation"
+        if ops.engine is Engine.scalar and ops.spec.generation < 4:
+            legal = (["multiply", "add"], ["multiply"], ["add"], ["rsqrt"])
+            if ops.spec.generation < 3 or names not in legal:
+                return (
+                    f"operators {names} on the scalar engine of {ops.spec.name}; it has multiply-add, "
+                    "multiply and add (gen3): use the vector engine"
+                )
+        return None
+
+    def __str__(self) -> str:
+        return "`operand0/1` a number or float32 [P, 1]; bitvec on integers, on Vector"
+
+
+def _tensor_scalar_engine(ops: Operands) -> Engine:
+    """Vector, but rsqrt lives on GpSimd, and on Scalar where an operand is in PSUM."""
+    if operator(ops["op0"]).name != "rsqrt":
+        return Engine.vector
+    psum = any(memory(v) == "psum" for _, v in ops.tensors())
+    return Engine.scalar if psum else Engine.gpsimd
+
+
+@instruction(
+    engines=(Engine.vector, Engine.scalar, Engine.gpsimd),
+    default=_tensor_scalar_engine,
+    reads=("data", "operand0", "operand1"),
+    writes=("dst",),
+    rules=(
+        *COMPUTE,
+        BufferIs("dst", *_ON_CHIP),
+        SameExtent("dst", "data"),
+        PerPartition("operand0", "data"),
+        PerPartition("operand1", "data"),
+        _TensorScalarOps(),
+    ),
+    cost=work.stream("tensor_scalar", data=("data",), vectors=("operand0", "operand1"), function="op0"),
+    source="nki.isa.tensor_scalar; cost: max(64, N) cycles (NKI 2.26), trn2 laws",
+)
+def tensor_scalar(
+    ctx: Context,
+    dst: NkiTensor,
+    data: NkiTensor,
+    op0: Any,
+    operand0: Any,
+    reverse0: bool = False,
+    op1: Any = None,
+    operand1: Any = None,
+    reverse1: bool = False,
+    engine: Engine = Engine.unknown,
+    name: str | None = None,
+) -> None:
+    """dst[p, f] = op1(op0(data[p, f], operand0[p]), operand1[p]) in float32; reverse swaps a pair.
+
+    Numbers are rounded to float32 first. Bitvec operators work on raw bits with integer operands.
+    """
+    run, first = ctx.run, operator(op0)
+    second = None if op1 is None else operator(op1)
+    target = dst.mem.array(dst.region, dst.dtype.host)
+    if first.kind == "bitvec":
+        values = data.mem.array(data.region, data.dtype.host).reshape(target.shape)
+        middle = _bits(first, values, operand0, reverse0)
+        if second is not None:
+            middle = _bits(second, middle, operand1, reverse1)
+        np.copyto(target, middle.view(target.dtype))
+        return
+    values = float_values(data, run, "a")
+    if values.shape != target.shape:
+        values = values.reshape(target.shape)
+    if second is None:
+        _compute(run, first, target, *_pair(first, values, operand0, reverse0, run, "b"))
+        return
+    alu = first.alu
+    if alu is None:
+        raise TypeError(f"{first!r} has no ALU form")
+    middle = alu(
+        *_pair(first, values, operand0, reverse0, run, "b"), out=run.scratch("middle", target.shape)
+    )
+    _compute(run, second, target, *_pair(second, middle, operand1, reverse1, run, "c"))
+
+
+def _pair(op: Op, values: Array, operand: Any, reverse: bool, run: Run, slot: str) -> tuple[Any, ...]:
+    """Return the operator's arguments in order; a [P, 1] vector broadcasts over the free axes."""
+    if op.arity == 1:
+        return (values,)
+    other: Any
+    if isinstance(operand, NkiTensor):
+        shape = (values.shape[0],) + (1,) * (values.ndim - 1)
+        other = float_values(operand, run, slot).reshape(shape)
+    else:
+        other = np.float32(operand)
+    return (other, values) if reverse else (values, other)
+
+
+def _bits(op: Op, values: Array, operand: Any, reverse: bool) -> Array:
+    alu = op.alu
+    if alu is None:
+        raise TypeError(f"{op!r} has no ALU form")
+    if op.arity == 1:
+        return alu(values)
+    if isinstance(operand, NkiTensor):
+        other = operand.mem.array(operand.region, operand.dtype.host)
+        other = other.reshape((values.shape[0],) + (1,) * (values.ndim - 1)).astype(values.dtype)
+    else:
+        other = np.asarray(operand).astype(values.dtype)
+    return alu(other, values) if reverse else alu(values, other)
+
+
+__all__ = ["memset", "tensor_copy", "tensor_scalar", "tensor_tensor"]

@@ -1,0 +1,109 @@
+"""Registers of the engine sequencers. They carry loop bounds and run-time addresses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from nki_kernels.machine import dtypes
+from nki_kernels.machine.core import Run, VirtualRegister, current
+from nki_kernels.machine.errors import DtypeError, RuleViolation, ShapeError
+from nki_kernels.machine.memory import uninitialized
+from nki_kernels.machine.tensor import NkiTensor
+from nki_kernels.machine.trace import ControlWork, where
+
+
+def register_alloc(x: Any = None) -> VirtualRegister:
+    """Return a new 32-bit register: uninitialised, holding the int `x`, or loaded from a (1, 1) tile.
+
+    Source: nki.isa.register_alloc (the tile form is from the 0.2 notes; accepted, avoid it).
+    """
+    run = current("nisa.register_alloc")
+    if isinstance(x, NkiTensor):
+        register = run.register()
+        register_load(register, x)
+        return register
+    if x is not None and not isinstance(x, (int, np.integer)):
+        raise RuleViolation(f"nisa.register_alloc: x={x!r}; it must be None or an int")
+    return run.register(None if x is None else _wrap(int(x)))
+
+
+def register_move(dst: VirtualRegister, src: Any) -> None:
+    """dst = src, an int or another register."""
+    run = current("nisa.register_move")
+    _writable(dst, "nisa.register_move")
+    if isinstance(src, VirtualRegister):
+        dst.value, dst.known = src.value, src.known
+        reads: tuple[str, ...] = (f"register:{src.number}",)
+    elif isinstance(src, (int, np.integer)):
+        dst.value, dst.known = _wrap(int(src)), True
+        reads = ()
+    else:
+        raise RuleViolation(f"nisa.register_move: src={src!r}; it must be an int or a register")
+    run.control(
+        "register_move", ControlWork("register_move"),
+        hidden_reads=reads, hidden_writes=(f"register:{dst.number}",),
+    )  # fmt: skip
+
+
+def register_load(dst: VirtualRegister, src: NkiTensor) -> None:
+    """dst = the single element of `src` (HBM or SBUF, at most 32 bits; float bits are kept raw)."""
+    run = current("nisa.register_load")
+    _writable(dst, "nisa.register_load")
+    _element(src, run, "nisa.register_load", "src")
+    if not src.mem.is_written(src.region):
+        raise uninitialized("nisa.register_load", "src", src, where(run.kernel_site()))
+    if src.mem.abstract:
+        dst.value, dst.known = None, False
+    else:
+        raw = src.numpy().reshape(-1)
+        dst.value, dst.known = int(raw[0] if src.dtype.is_integer else raw.view(np.int32)[0]), True
+    run.control(
+        "register_load", ControlWork("register_load"),
+        reads=(src.access,), hidden_writes=(f"register:{dst.number}",),
+    )  # fmt: skip
+
+
+def register_store(dst: NkiTensor, src: VirtualRegister) -> None:
+    """The single element of `dst` (HBM or SBUF) = src."""
+    run = current("nisa.register_store")
+    _element(dst, run, "nisa.register_store", "dst")
+    mem = dst.mem
+    if mem.borrowed:
+        mem.own()
+    if not src.known or (mem.abstract and not mem.covers(dst.region)):
+        mem.abstract, mem.data = True, None
+    else:
+        mem.abstract = False
+        dtypes.store(mem.array(dst.region, dst.dtype.host), np.full(dst.shape, src.read(), np.int64))
+    mem.mark(dst.region)
+    run.control(
+        "register_store", ControlWork("register_store"),
+        writes=(dst.access,), hidden_reads=(f"register:{src.number}",),
+    )  # fmt: skip
+
+
+def _wrap(value: int) -> int:
+    return (value + 2**31) % 2**32 - 2**31
+
+
+def _writable(register: VirtualRegister, what: str) -> None:
+    if not isinstance(register, VirtualRegister):
+        raise RuleViolation(f"{what}: dst={register!r}; it must come from nisa.register_alloc")
+    if register.frozen:
+        raise RuleViolation(
+            f"{what}: register {register.number} is the index of a device loop and cannot be written; copy "
+            "it with register_move"
+        )
+
+
+def _element(view: NkiTensor, run: Run, what: str, operand: str) -> None:
+    if not isinstance(view, NkiTensor) or view.size != 1:
+        raise ShapeError(f"{what}: {operand}={view!r}; it must be a tensor of one element")
+    if view.mem.tile.memory == "psum":
+        raise RuleViolation(f"{what}: {operand} is in PSUM; registers reach HBM and SBUF: copy it to SBUF")
+    if view.dtype.itemsize > 4 or view.dtype.kind == "packed":
+        raise DtypeError(f"{what}: {operand} is {view.dtype}; it must have at most 32 bits, unpacked")
+    if not view.dtype.is_integer and view.dtype.itemsize != 4:
+        raise DtypeError(f"{what}: {operand} is {view.dtype}; floats must be 32 bits wide")

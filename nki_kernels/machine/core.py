@@ -1,0 +1,460 @@
+"""One run's state: target, memory pools, accumulators, registers, loop path, and the trace.
+
+A run owns everything that changes while a kernel executes; one ContextVar names the current run.
+Nothing needs a reset after an exception, and two runs never share state but the memo of verdicts.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import warnings
+from contextvars import ContextVar
+from types import CodeType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nki_kernels.hardware.spec import CoreSpec, Engine
+from nki_kernels.machine import dtypes
+from nki_kernels.machine.dtypes import Array, DType, as_dtype
+from nki_kernels.machine.errors import (
+    AbstractValue,
+    DoesNotFit,
+    KernelError,
+    NkiKernelsError,
+    RuleViolation,
+    ShapeError,
+)
+from nki_kernels.machine.memory import Memory, uninitialized
+from nki_kernels.machine.options import NkiWarning, Options
+from nki_kernels.machine.tensor import MAX_DIMS, MemoryRegion, NkiTensor
+from nki_kernels.machine.trace import (
+    Access,
+    ControlWork,
+    Event,
+    LoopPath,
+    Site,
+    Tile,
+    Trace,
+    Work,
+    where,
+)
+
+if TYPE_CHECKING:
+    from nki_kernels.machine.instruction import Instruction, Plan
+
+_CURRENT: ContextVar[Run | None] = ContextVar("nki_run", default=None)
+
+#: Verdicts by (target, options), then by operand signature: rules are pure functions of those.
+_PLANS: dict[tuple[CoreSpec, Options], dict[Any, Plan]] = {}
+
+#: Frames of a call site kept per event; deeper helper stacks are cut at the outside.
+MAX_FRAMES = 12
+
+
+def current(what: str = "this call") -> Run:
+    """Return the run in progress.
+
+    Raises:
+        KernelError: no kernel is running.
+    """
+    run = _CURRENT.get()
+    if run is None:
+        raise KernelError(
+            f"{what} outside a kernel: NKI calls need a running kernel; decorate the function with "
+            "@nki.jit and call it with arrays, or use nki.simulate(function)(arrays)"
+        )
+    return run
+
+
+class VirtualRegister:
+    """A 32-bit register of the engine sequencers.
+
+    Its value is not known while a kernel is built: no conversion, comparison or condition.
+    `value` is None while uninitialised or when it came from a tile without values.
+    """
+
+    __slots__ = ("frozen", "known", "number", "value")
+
+    def __init__(self, number: int, value: int | None, frozen: bool = False) -> None:
+        self.number = number
+        self.value = value
+        self.known = value is not None
+        self.frozen = frozen
+
+    def read(self) -> int:
+        """Return the value for address computation."""
+        if self.value is None:
+            raise AbstractValue(
+                f"register {self.number}: read before a value was moved or loaded into it, or loaded from "
+                "a tile without values; load it first, and pass arrays for what decides addresses"
+            )
+        return self.value
+
+    def _refuse(self, *_: object) -> Any:
+        raise AbstractValue(
+            f"register {self.number}: its value exists only at run time, so it cannot steer Python (if, "
+            "while, int(), range(), comparison); use nl.fori_loop or nl.while_loop, or pass it as "
+            "scalar_offset"
+        )
+
+    __bool__ = __int__ = __index__ = __float__ = __lt__ = __le__ = __gt__ = __ge__ = _refuse
+    __iter__ = _refuse
+
+
+class Run:
+    """The state of one kernel launch on one core.
+
+    Attributes:
+        spec: the core it runs on.
+        options: what is checked.
+        trace: events and tiles so far (shared between the cores of an LNC2 launch).
+        core: this core's number; lnc: cores in the launch; grid: True for a launch with a grid.
+        act_accumulator, vector_accumulator: one float32 per partition.
+    """
+
+    def __init__(
+        self, spec: CoreSpec, options: Options, trace: Trace, boundary: CodeType, core: int = 0
+    ) -> None:
+        self.spec = spec
+        self.options = options
+        self.trace = trace
+        self.core = core
+        self.lnc = trace.lnc
+        self.loop: LoopPath = ()
+        self.loops = 0
+        self.act_accumulator = np.zeros(spec.partitions, np.float32)
+        self.vector_accumulator = np.full(spec.partitions, np.nan, np.float32)
+        self.registers = 0
+        self.gridded = False
+        self.shared: dict[int, NkiTensor] = {}
+        self.shared_count = 0
+        self._boundary = boundary
+        self._plans = _PLANS.setdefault((spec, options), {})
+        self._pool: dict[int, list[Array]] = {}
+        self._scratch: dict[str, Array] = {}
+
+    # -- allocation ------------------------------------------------------------------------------
+
+    def allocate(
+        self,
+        shape: Any,
+        dtype: Any,
+        buffer: MemoryRegion,
+        name: str = "",
+        address: tuple[int, int] | None = None,
+        role: str = "temp",
+    ) -> NkiTensor:
+        """Return a fresh tensor whose bytes are poison.
+
+        Raises:
+            ShapeError: no dimensions, more than five, a size below 1, more than 128 partitions.
+            DoesNotFit: one tile larger than its memory.
+            RuleViolation: an address outside the memory, or inside a PSUM bank.
+        """
+        kind = as_dtype(dtype)
+        if not isinstance(buffer, MemoryRegion):
+            raise RuleViolation(
+                f"nl.ndarray: buffer={buffer!r}; allowed are nl.sbuf, nl.psum, nl.hbm, nl.private_hbm and "
+                "nl.shared_hbm"
+            )
+        extents = self._extents(shape, buffer)
+        site = self.site(2)
+        nbytes = math.prod(extents) * kind.itemsize
+        if buffer is MemoryRegion.sbuf or buffer is MemoryRegion.psum:
+            row_bytes = nbytes // extents[0]
+            partitions = extents[0]
+            self._fits(extents, kind, buffer, row_bytes, address, site)
+        else:
+            row_bytes = extents[-1] * kind.itemsize
+            partitions = nbytes // row_bytes
+        memory = "hbm" if buffer in (MemoryRegion.private_hbm, MemoryRegion.shared_hbm) else buffer.value
+        tiles = self.trace.tiles
+        tile = Tile(
+            len(tiles), name or f"t{len(tiles)}", memory, extents, str(kind), kind.itemsize,
+            row_bytes, partitions, address, len(self.trace.events), self.core, site, role,
+            buffer is MemoryRegion.shared_hbm,
+        )  # fmt: skip
+        if buffer is MemoryRegion.shared_hbm and role == "temp" and self.lnc > 1:
+            return self._share(tile, extents, kind, nbytes)
+        tiles.append(tile)
+        return self._tensor(tile, extents, kind, buffer, nbytes)
+
+    def _tensor(
+        self, tile: Tile, extents: tuple[int, ...], kind: DType, buffer: MemoryRegion, nbytes: int
+    ) -> NkiTensor:
+        mem = Memory(tile, buffer, nbytes, self._pool)
+        mem.wide = not self.options.precise_fp and kind.is_float and kind.itemsize < 4
+        strides = [1] * len(extents)
+        for dim in range(len(extents) - 2, -1, -1):
+            strides[dim] = strides[dim + 1] * extents[dim + 1]
+        return NkiTensor(mem, extents, tuple(strides), 0, kind)
+
+    def _share(
+        self, tile: Tile, extents: tuple[int, ...], kind: DType, nbytes: int
+    ) -> NkiTensor:
+        """The n-th shared tensor is one tensor for both cores."""
+        at = self.shared_count
+        self.shared_count += 1
+        found = self.shared.get(at)
+        if found is None:
+            self.trace.tiles.append(tile)
+            found = self._tensor(tile, extents, kind, MemoryRegion.shared_hbm, nbytes)
+            self.shared[at] = found
+        elif found.shape != extents or found.dtype != kind:
+            raise KernelError(
+                f"nl.ndarray at {where(tile.site)}: core {self.core} allocates shared tensor {at} as "
+                f"{list(extents)} {kind}, core 0 as {list(found.shape)} {found.dtype}; both cores must "
+                "allocate the same shared tensors in the same order"
+            )
+        return found
+
+    def _extents(self, shape: Any, buffer: MemoryRegion) -> tuple[int, ...]:
+        try:
+            extents = tuple(int(n) for n in shape)
+        except TypeError:
+            raise ShapeError(
+                f"nl.ndarray: shape={shape!r}; it must be a tuple of positive integers"
+            ) from None
+        if not 1 <= len(extents) <= MAX_DIMS or min(extents) < 1:
+            raise ShapeError(
+                f"nl.ndarray: shape {list(extents)}; allowed are 1 to {MAX_DIMS} dimensions of size >= 1"
+            )
+        on_chip = buffer is MemoryRegion.sbuf or buffer is MemoryRegion.psum
+        if on_chip and len(extents) < 2:
+            raise ShapeError(
+                f"nl.ndarray: shape {list(extents)} in {buffer.value}; a tile has a partition and at least "
+                "one free dimension: write (n, 1) or (1, n)"
+            )
+        if on_chip and extents[0] > self.spec.partitions:
+            raise ShapeError(
+                f"nl.ndarray: shape {list(extents)} in {buffer.value}; dimension 0 is the partition and holds "
+                f"at most {self.spec.partitions} on {self.spec.name}: split it into tiles of "
+                "nl.tile_size.pmax"
+            )
+        return extents
+
+    def _fits(
+        self,
+        extents: tuple[int, ...],
+        kind: DType,
+        buffer: MemoryRegion,
+        row_bytes: int,
+        address: tuple[int, int] | None,
+        site: Site,
+    ) -> None:
+        spec = self.spec
+        psum = buffer is MemoryRegion.psum
+        limit = spec.psum_banks * spec.psum_bank_bytes if psum else spec.sbuf_usable_bytes
+        start, offset = (0, 0) if address is None else address
+        what = f"nl.ndarray at {where(site)}: {list(extents)} {kind} in {buffer.value}"
+        if address is not None and (
+            start < 0 or offset < 0 or start + extents[0] > spec.partitions
+        ):
+            raise RuleViolation(
+                f"{what}: address=({start}, {offset}) puts {extents[0]} partitions outside 0 to "
+                f"{spec.partitions - 1}; the address is (start partition, bytes in the partition)"
+            )
+        if psum and offset % spec.psum_bank_bytes:
+            raise RuleViolation(
+                f"{what}: address=({start}, {offset}) is inside a PSUM bank; byte offsets are multiples of "
+                f"{spec.psum_bank_bytes}"
+            )
+        if offset + row_bytes > limit:
+            raise DoesNotFit(
+                f"{what}: {row_bytes} bytes per partition at offset {offset}; {buffer.value} has {limit} "
+                f"bytes per partition on {spec.name}: use smaller tiles"
+            )
+
+    # -- scratch ---------------------------------------------------------------------------------
+
+    def scratch(self, slot: str, shape: tuple[int, ...], dtype: Any = np.float32) -> Array:
+        """Return a reusable array; its contents last until the slot is asked for again."""
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        held = self._scratch.get(slot)
+        if held is None or held.nbytes < size:
+            held = self._scratch[slot] = np.empty(max(size, 4096), np.uint8)
+        return np.ndarray(shape, dtype, held)
+
+    # -- call sites ------------------------------------------------------------------------------
+
+    def site(self, depth: int) -> Site:
+        """Return the frames from the caller `depth` levels up to the kernel's entry."""
+        frame = sys._getframe(depth + 1)
+        boundary = self._boundary
+        frames: list[tuple[CodeType, int]] = []
+        while frame is not None and len(frames) < MAX_FRAMES:
+            code = frame.f_code
+            if code is boundary:
+                break
+            frames.append((code, frame.f_lasti))
+            frame = frame.f_back  # type: ignore[assignment]
+        return tuple(frames)
+
+    def kernel_site(self) -> Site:
+        """Return the call site of the kernel line in progress, from any depth inside the machine."""
+        return self.site(1)
+
+    # -- instructions ----------------------------------------------------------------------------
+
+    def issue(self, ins: Instruction, key: Any, args: tuple[Any, ...]) -> Event:
+        """Check, execute and record one instruction call (called by the generated entry points)."""
+        plan = self._plans.get(key)
+        if plan is None:
+            plan = self._plans[key] = ins.plan(self, args)
+        extra: tuple[Access, ...] = ()
+        for at in plan.tensors:
+            if args[at].dynamic is not None:
+                args, extra, unresolved = self._resolve(plan, args)
+                break
+        else:
+            unresolved = False
+        concrete = not unresolved
+        for at in plan.reads:
+            view = args[at]
+            mem = view.mem
+            if not mem.full and view.dynamic is None and not mem.is_written(view.region):
+                self._unwritten(plan, at, view)
+            if mem.abstract:
+                concrete = False
+        state = None if plan.state is None else plan.state(self, args)
+        accumulates = state is not None and state is not False
+        for at in plan.writes:
+            mem = args[at].mem
+            if mem.borrowed:
+                mem.own()
+            if mem.abstract and (
+                accumulates or at in plan.updates or not mem.covers(args[at].region)
+            ):
+                concrete = False
+        if concrete:
+            for at in plan.writes:
+                args[at].mem.abstract = False
+            plan.body(self, plan.engine, state, args)
+        for at in plan.writes:
+            view = args[at]
+            mem = view.mem
+            if not concrete:
+                mem.abstract = True
+                mem.data = None
+            if not mem.full:
+                if view.dynamic is None:
+                    mem.mark(view.region)
+                elif not concrete:
+                    mem.fill()
+            if plan.ends_groups and mem.tile.memory == "psum":
+                mem.end_groups(view.region)
+        work = plan.work
+        reads = tuple([args[at].access for at in plan.reads])
+        writes = tuple([args[at].access for at in plan.writes])
+        if accumulates:
+            reads += writes
+            if plan.updated_work is not None:
+                work = plan.updated_work
+        if extra:
+            reads += extra
+        events = self.trace.events
+        event = Event(
+            len(events), self.core, self.loop, ins.name, plan.engine, reads, writes,
+            plan.hidden_reads, plan.hidden_writes, work, self.site(2),
+        )  # fmt: skip
+        events.append(event)
+        return event
+
+    def _resolve(
+        self, plan: Plan, args: tuple[Any, ...]
+    ) -> tuple[tuple[Any, ...], tuple[Access, ...], bool]:
+        """Replace run-time scalar offsets by their values; list the index tensors as reads.
+
+        The third result is True when an index has no value: addresses are unknown, values too.
+        """
+        resolved = list(args)
+        indices: list[Access] = []
+        unknown = False
+        for at in plan.tensors:
+            view = args[at]
+            dynamic = view.dynamic
+            if dynamic is None:
+                continue
+            index = dynamic.index
+            if isinstance(index, NkiTensor):
+                if not index.mem.is_written(index.region):
+                    raise uninitialized(
+                        plan.opcode, f"the index of {plan.names[at]}", index, where(self.kernel_site())
+                    )
+                indices.append(index.access)
+                unknown |= index.mem.abstract
+            else:
+                unknown |= not index.known
+            if dynamic.kind == "scalar" and not plan.handles_dynamic and not unknown:
+                static = view.resolved()
+                static.require_inside(f"{plan.opcode} {plan.names[at]} with its run-time index")
+                access = view.access
+                static._access = access
+                resolved[at] = static
+        return tuple(resolved), tuple(indices), unknown
+
+    def _unwritten(self, plan: Plan, at: int, view: NkiTensor) -> None:
+        level = self.options.uninitialized
+        if level == "off":
+            return
+        error = uninitialized(plan.opcode, plan.names[at], view, where(self.kernel_site()))
+        self.report(level, error)
+
+    def report(self, level: str, error: NkiKernelsError) -> None:
+        """Raise or warn, by level."""
+        if level == "error":
+            raise error
+        if level == "warn":
+            warnings.warn(str(error), NkiWarning, stacklevel=4)
+
+    def control(self, opcode: str, work: Work, **fields: Any) -> Event:
+        """Record an event of the sequencers that no operand rule guards."""
+        events = self.trace.events
+        event = Event(
+            len(events), self.core, self.loop, opcode, fields.get("engine", Engine.sync),
+            fields.get("reads", ()), fields.get("writes", ()), fields.get("hidden_reads", ()),
+            fields.get("hidden_writes", ()), work, self.site(2),
+        )  # fmt: skip
+        events.append(event)
+        return event
+
+    # -- loops and registers ---------------------------------------------------------------------
+
+    def register(self, value: int | None = None, frozen: bool = False) -> VirtualRegister:
+        """Return a new register."""
+        self.registers += 1
+        return VirtualRegister(self.registers, value, frozen)
+
+    def iterate(self, values: Any, body: Any) -> None:
+        """Call `body` once per value of a device loop, recording each iteration's boundary."""
+        self.loops += 1
+        number = self.loops
+        outer = self.loop
+        for count, value in enumerate(values):
+            self.loop = (*outer, (number, count))
+            self.control("loop_iteration", ControlWork("loop_iteration"))
+            body(value)
+        self.loop = outer
+
+
+def float_values(view: NkiTensor, run: Run, slot: str) -> Array:
+    """Return the view's values as float32: a view of the tile if it is float32, else a scratch copy.
+
+    A tfloat32 tile is stored as float32; only the Tensor engine rounds it.
+    """
+    values = view.mem.array(view.region, view.dtype.host)
+    if values.dtype == np.float32:
+        return values
+    wide = run.scratch(slot, view.shape)
+    np.copyto(wide, values, casting="unsafe")
+    return wide
+
+
+def write_values(view: NkiTensor, values: Array) -> None:
+    """Round `values` to the view's dtype and write them, in row-major order of both."""
+    target = view.mem.array(view.region, view.dtype.host)
+    if values.shape != target.shape:
+        values = values.reshape(target.shape)
+    dtypes.store(target, values)

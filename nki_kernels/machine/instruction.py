@@ -1,0 +1,297 @@
+"""The decorator that turns one block into one instruction.
+
+A block states everything about an instruction once: engines, operand rules, cost and source in the
+decorator; operands in the signature, which is the published one; meaning in the docstring; semantics
+in the body. The registry, the entry points and the generated pages derive from the blocks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar, cast
+
+from nki_kernels.hardware.spec import Engine
+from nki_kernels.machine import core
+from nki_kernels.machine.core import Run
+from nki_kernels.machine.errors import RuleViolation
+from nki_kernels.machine.rules import Operands, Rule
+from nki_kernels.machine.tensor import NkiTensor
+from nki_kernels.machine.trace import Event, PeWork, Work, where
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+#: Builds the work record of a call from its operands (after the rules passed).
+Cost = Callable[[Operands], Work]
+
+
+class NkiInstruction:
+    """The handle an instruction call returns."""
+
+    __slots__ = ("event",)
+
+    def __init__(self, event: Event) -> None:
+        self.event = event
+
+    def __repr__(self) -> str:
+        return f"NkiInstruction({self.event!r})"
+
+
+@dataclasses.dataclass(slots=True)
+class Plan:
+    """The remembered verdict for one operand signature: who runs it, what it touches, what it costs."""
+
+    opcode: str
+    names: tuple[str, ...]
+    engine: Engine
+    tensors: tuple[int, ...]
+    reads: tuple[int, ...]
+    writes: tuple[int, ...]
+    updates: tuple[int, ...]
+    hidden_reads: tuple[str, ...]
+    hidden_writes: tuple[str, ...]
+    work: Work
+    updated_work: Work | None
+    body: Callable[[Run, Engine, Any, tuple[Any, ...]], None]
+    state: Callable[[Run, tuple[Any, ...]], Any] | None
+    ends_groups: bool
+    handles_dynamic: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One declared instruction; see `instruction` for the fields."""
+
+    name: str
+    names: tuple[str, ...]
+    engines: tuple[Engine, ...]
+    default: Callable[[Operands], Engine]
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    updates: tuple[str, ...]
+    rules: tuple[Rule, ...]
+    cost: Cost
+    hidden: Callable[[Operands], tuple[tuple[str, ...], tuple[str, ...]]] | None
+    state: Callable[[Run, tuple[Any, ...]], Any] | None
+    source: str
+    body: Callable[..., Any]
+    handles_dynamic: bool
+
+    def plan(self, run: Run, args: tuple[Any, ...]) -> Plan:
+        """Judge a call signature for the first time.
+
+        Raises:
+            RuleViolation: with every broken rule of the call.
+        """
+        ops = Operands(self.name, self.names, args, run.spec)
+        self._types(ops, run)
+        asked = ops.values.get("engine", Engine.unknown)
+        ops.engine = self.default(ops) if asked is Engine.unknown else asked
+        problems = [] if ops.engine in self.engines or self._dma() else [self._wrong_engine(ops)]
+        warned: list[str] = []
+        if not problems:
+            for rule in self.rules:
+                found = rule.problem(ops)
+                if found is None:
+                    continue
+                level = run.options.level(rule.check)
+                if level == "error":
+                    problems.append(found)
+                elif level == "warn":
+                    warned.append(found)
+        if problems:
+            raise self.violation(run, problems)
+        if warned:
+            run.report("warn", self.violation(run, warned))
+        return self._assemble(ops)
+
+    def violation(self, run: Run, problems: list[str]) -> RuleViolation:
+        """Build the error that lists every broken rule of a call."""
+        head = f"nisa.{self.name} at {where(run.kernel_site())}: "
+        return RuleViolation(head + "; and ".join(problems) + f" [{self.source}]")
+
+    def _dma(self) -> bool:
+        return self.engines == (Engine.dma,)
+
+    def _wrong_engine(self, ops: Operands) -> str:
+        names = ", ".join(e.name for e in self.engines)
+        return f"engine={ops.engine.name}; {self.name} runs on {names}: choose one of those"
+
+    def _types(self, ops: Operands, run: Run) -> None:
+        required = (*self.writes, *(n for n in self.reads if n in self._required))
+        for name in required:
+            value = ops[name]
+            if not isinstance(value, NkiTensor):
+                hint = "allocate one with nl.ndarray and pass it"
+                raise self.violation(
+                    run, [f"{name} is {type(value).__name__} {value!r}; it must be a tensor: {hint}"]
+                )
+        if "engine" in ops.values and not isinstance(ops["engine"], Engine):
+            raise self.violation(
+                run, [f"engine={ops['engine']!r}; it must be a member of nisa.engine"]
+            )
+
+    @property
+    def _required(self) -> tuple[str, ...]:
+        annotations = self.body.__annotations__
+        return tuple(n for n in self.reads if annotations.get(n) == "NkiTensor")
+
+    def _assemble(self, ops: Operands) -> Plan:
+        index = {n: i for i, n in enumerate(self.names)}
+
+        def present(names: tuple[str, ...]) -> tuple[int, ...]:
+            return tuple(index[n] for n in names if isinstance(ops[n], NkiTensor))
+
+        work = self.cost(ops)
+        hidden = ((), ()) if self.hidden is None else self.hidden(ops)
+        updated = dataclasses.replace(work, accumulate=True) if isinstance(work, PeWork) else None
+        engine = Engine.dma if self._dma() else ops.engine
+        writes = present(self.writes)
+        return Plan(
+            opcode=f"nisa.{self.name}",
+            names=self.names,
+            engine=engine,
+            tensors=tuple(i for i, n in enumerate(self.names) if isinstance(ops[n], NkiTensor)),
+            reads=present(self.reads),
+            writes=writes,
+            updates=present(self.updates),
+            hidden_reads=hidden[0],
+            hidden_writes=hidden[1],
+            work=work,
+            updated_work=updated,
+            body=self._adapt(),
+            state=self.state,
+            ends_groups=self.name != "nc_matmul",
+            handles_dynamic=self.handles_dynamic,
+        )
+
+    def _adapt(self) -> Callable[[Run, Engine, Any, tuple[Any, ...]], None]:
+        body = self.body
+
+        def run_body(run: Run, engine: Engine, state: Any, args: tuple[Any, ...]) -> None:
+            body(Context(run, engine, state), *args)
+
+        return run_body
+
+
+@dataclasses.dataclass(slots=True)
+class Context:
+    """What a body may know beside its operands: the run, the engine in charge, the group state."""
+
+    run: Run
+    engine: Engine
+    state: Any = None
+
+
+REGISTRY: dict[str, Instruction] = {}
+
+_ENTRY = """
+def {name}({signature}):
+    run = _current.get()
+    if run is None:
+        run = _no_run("nisa.{name}")
+    return _handle(run.issue(_ins, ({number}, {key}), ({args},)))
+"""
+
+
+def instruction(
+    *,
+    engines: tuple[Engine, ...],
+    reads: tuple[str, ...],
+    writes: tuple[str, ...],
+    cost: Cost,
+    source: str,
+    rules: tuple[Rule, ...] = (),
+    default: Callable[[Operands], Engine] | None = None,
+    updates: tuple[str, ...] = (),
+    unkeyed: tuple[str, ...] = (),
+    lists: tuple[str, ...] = (),
+    hidden: Callable[[Operands], tuple[tuple[str, ...], tuple[str, ...]]] | None = None,
+    state: Callable[[Run, tuple[Any, ...]], Any] | None = None,
+    handles_dynamic: bool = False,
+) -> Callable[[Callable[P, None]], Callable[..., NkiInstruction]]:
+    """Declare an instruction.
+
+    Args:
+        engines: the engines it can run on; the first is the default.
+        reads, writes: operand names; those that hold no tensor in a call are skipped.
+        cost: builds the work record from the operands.
+        source: the document that states the rules and the meaning.
+        rules: operand rules beside the types.
+        default: the engine for ``engine=unknown``, from the operands.
+        updates: written operands whose old value matters (part of `writes`).
+        unkeyed: arguments whose value no rule and no cost depends on (only their type counts).
+        lists: arguments that may be lists; they are frozen to tuples.
+        hidden: names of hidden state read and written.
+        state: computed before the body even without values (accumulation groups).
+        handles_dynamic: the body resolves run-time addresses itself (DMA).
+
+    The decorated function becomes the body, called as ``body(context, *operands)``; the entry point
+    has the published signature, that is the body's without `context`.
+    """
+
+    def declare(body: Callable[P, None]) -> Callable[..., NkiInstruction]:
+        params = list(inspect.signature(body).parameters.values())[1:]
+        names = tuple(p.name for p in params if p.name != "name")
+        ins = Instruction(
+            name=body.__name__, names=names, engines=engines,
+            default=default or (lambda ops: engines[0]), reads=reads, writes=writes, updates=updates,
+            rules=rules, cost=cost, hidden=hidden, state=state, source=source, body=body,
+            handles_dynamic=handles_dynamic,
+        )  # fmt: skip
+        REGISTRY[ins.name] = ins
+        return _entry(ins, params, unkeyed, lists)
+
+    return declare
+
+
+def _entry(
+    ins: Instruction, params: list[inspect.Parameter], unkeyed: tuple[str, ...], lists: tuple[str, ...]
+) -> Callable[..., NkiInstruction]:
+    """Generate the entry point: Python binds the arguments, nothing is looked up by name."""
+    space: dict[str, Any] = {
+        "_current": core._CURRENT, "_no_run": core.current, "_ins": ins, "_T": NkiTensor,
+        "_handle": NkiInstruction, "_frozen": _frozen,
+    }  # fmt: skip
+    signature, keys, args = [], [], []
+    tensors = {*ins.reads, *ins.writes}
+    for p in params:
+        if p.default is inspect.Parameter.empty:
+            signature.append(p.name)
+        else:
+            space[f"_d_{p.name}"] = p.default
+            signature.append(f"{p.name}=_d_{p.name}")
+        if p.name == "name":
+            continue
+        value = f"_frozen({p.name})" if p.name in lists else p.name
+        args.append(value)
+        plain = f"{p.name}.__class__" if p.name in unkeyed else f"{p.name}.__class__, {value}"
+        if p.name in tensors:
+            keys.append(
+                f"({p.name}._signature or {p.name}.signature) if {p.name}.__class__ is _T else ({plain},)"
+            )
+        else:
+            keys.append(f"({plain},)" if p.name in unkeyed or p.name in lists else plain)
+    code = _ENTRY.format(
+        name=ins.name, signature=", ".join(signature), number=len(REGISTRY), key=", ".join(keys),
+        args=", ".join(args),
+    )  # fmt: skip
+    # A generated entry point, not a wrapper taking *args: binding by inspect costs more than the
+    # whole budget of an instruction.
+    exec(compile(code, f"<nisa.{ins.name}>", "exec"), space)  # noqa: S102
+    entry = cast(Callable[..., NkiInstruction], space[ins.name])
+    entry.__doc__ = ins.body.__doc__
+    entry.__module__ = ins.body.__module__
+    entry.__qualname__ = ins.name
+    entry.__annotations__ = {
+        k: v for k, v in ins.body.__annotations__.items() if k in {p.name for p in params}
+    }
+    return entry
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return tuple(_frozen(v) for v in value)
+    return value

@@ -1,0 +1,244 @@
+"""The bytes of a tile, which of them were written, and which a matmul group started.
+
+A byte that nothing wrote is poison: a map turns its read into an error that names the kernel lines
+that allocated and read it. Regions that were checked once are remembered, so the map is consulted
+once per distinct access and not once per instruction.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nki_kernels.machine.dtypes import Array, DType
+from nki_kernels.machine.errors import RuleViolation, UninitializedRead
+from nki_kernels.machine.trace import Tile, where
+
+if TYPE_CHECKING:
+    from nki_kernels.machine.tensor import NkiTensor
+
+#: (offset, shape, strides, itemsize) of an access.
+Region = tuple[int, tuple[int, ...], tuple[int, ...], int]
+
+
+class Memory:
+    """Storage of one tile.
+
+    Attributes:
+        tile: the identity of the allocation, shared with the trace.
+        data: its bytes as a flat uint8 array, or None while it has no values.
+        abstract: True once something without values was written: the tile has a shape only.
+        full: True once every byte is known to be written.
+    """
+
+    __slots__ = (
+        "_grain", "_group_map", "_groups", "_map", "_pool", "_regions", "abstract", "borrowed",
+        "buffer", "data", "full", "nbytes", "tile", "wide",
+    )  # fmt: skip
+
+    def __init__(self, tile: Tile, buffer: Any, nbytes: int, pool: dict[int, list[Array]]) -> None:
+        self.tile = tile
+        self.buffer = buffer
+        self.nbytes = nbytes
+        self.data: Array | None = None
+        self.abstract = False
+        self.borrowed = False
+        #: Held as float32 although the dtype is narrower (`Options.precise_fp` is False).
+        self.wide = False
+        self.full = False
+        #: Bytes per flag of the maps; shrinks when a view of a narrower dtype comes along.
+        self._grain = tile.itemsize
+        self._regions: set[Region] = set()
+        self._map: Array | None = None
+        self._groups: set[Region] = set()
+        self._group_map: Array | None = None
+        self._pool = pool
+
+    def __del__(self) -> None:
+        """Return the bytes to the run: a fresh buffer costs page faults, a used one does not."""
+        if self.data is not None and not self.borrowed:
+            self._pool.setdefault(self.data.nbytes, []).append(self.data)
+
+    # -- values ----------------------------------------------------------------------------------
+
+    def array(self, region: Region, host: Any) -> Array:
+        """Return the region as a NumPy array that shares the tile's bytes, allocating on first use."""
+        offset, shape, strides, size = region
+        data = self.data
+        if data is None:
+            data = self.materialise()
+        if self.wide:
+            if size != self.tile.itemsize:
+                raise RuleViolation(
+                    f"tile {self.tile.name!r}: a view of another item size while NKI_PRECISE_FP=0 holds "
+                    "narrow floats as float32; run this kernel with NKI_PRECISE_FP=1"
+                )
+            size, host = 4, np.float32
+        return np.ndarray(shape, host, data, offset * size, [s * size for s in strides])
+
+    def materialise(self) -> Array:
+        """Give the tile bytes (contents undefined until written)."""
+        nbytes = self.nbytes * 4 // self.tile.itemsize if self.wide else self.nbytes
+        spare = self._pool.get(nbytes)
+        self.data = spare.pop() if spare else np.empty(nbytes, np.uint8)
+        return self.data
+
+    def own(self) -> None:
+        """Copy bytes borrowed from the caller before the first write to them."""
+        if self.borrowed:
+            self.data = None if self.data is None else self.data.copy()
+            self.borrowed = False
+
+    # -- written map -----------------------------------------------------------------------------
+
+    def covers(self, region: Region) -> bool:
+        """Return True if `region` is the whole tile in row-major order."""
+        offset, shape, strides, itemsize = region
+        if offset:
+            return False
+        expected = 1
+        for extent, stride in zip(reversed(shape), reversed(strides), strict=True):
+            if extent != 1 and stride != expected:
+                return False
+            expected *= extent
+        return expected * itemsize == self.nbytes
+
+    def mark(self, region: Region) -> None:
+        """Record that every element of `region` was written."""
+        if self.full or region in self._regions:
+            return
+        if self.covers(region):
+            self.fill()
+            return
+        self._refine(region)
+        if self._map is None:
+            self._map = np.zeros(self.nbytes // self._grain, np.bool_)
+        self._view(self._map, region)[...] = True
+        self._regions.add(region)
+
+    def fill(self) -> None:
+        """Record that the whole tile was written."""
+        self.full = True
+        self._map = None
+        self._regions.clear()
+
+    def forget(self) -> None:
+        """Make every byte poison again (a loop body's tile at the start of an iteration)."""
+        self.full = False
+        self._map = None
+        self._regions.clear()
+        self._groups.clear()
+        self._group_map = None
+
+    def is_written(self, region: Region) -> bool:
+        """Return True if every element of `region` was written."""
+        if self.full or region in self._regions:
+            return True
+        self._refine(region)
+        if self._map is None or not self._view(self._map, region).all():
+            return False
+        if self.covers(region):
+            self.fill()
+        else:
+            self._regions.add(region)
+        return True
+
+    def written_mask(self, region: Region) -> Array:
+        """Return a boolean array of the region's shape: which elements were written."""
+        if self.full:
+            return np.ones(region[1], np.bool_)
+        if self._map is None:
+            return np.zeros(region[1], np.bool_)
+        self._refine(region)
+        mask: Array = self._view(self._map, region).all(axis=-1)
+        return mask
+
+    def _view(self, flags: Array, region: Region) -> Array:
+        offset, shape, strides, size = region
+        per = size // self._grain
+        steps = [s * per for s in strides]
+        return np.ndarray((*shape, per), np.bool_, flags, offset * per, [*steps, 1])
+
+    def _refine(self, region: Region) -> None:
+        if region[3] % self._grain:
+            ratio = self._grain // region[3]
+            self._grain = region[3]
+            if self._map is not None:
+                self._map = np.repeat(self._map, ratio)
+            if self._group_map is not None:
+                self._group_map = np.repeat(self._group_map, ratio)
+
+    # -- matmul groups ---------------------------------------------------------------------------
+
+    def accumulates(self, region: Region, accumulate: bool | None) -> bool | Array:
+        """Return whether a matmul adds to `region`, element by element where that differs.
+
+        ``accumulate=None`` overwrites what no matmul has written since the allocation or the last
+        other write, and adds to the rest (nki.isa.nc_matmul; per written region since NKI 0.6.0).
+        """
+        if accumulate is False:
+            result: bool | Array = False
+        elif region in self._groups:
+            result = True
+        elif not self._groups and self._group_map is None:
+            result = False
+        else:
+            mask = self._view(self._group_mask(region), region).all(axis=-1)
+            result = bool(mask.all()) or (mask if mask.any() else False)
+        if accumulate is True and result is not True:
+            raise RuleViolation(
+                f"nisa.nc_matmul at {where(self.tile.site)}: accumulate=True on PSUM that no matmul of "
+                "this tile has written; the first matmul of a group must overwrite: pass "
+                "accumulate=(k > 0), or accumulate=None to have it inferred"
+            )
+        if result is not True:
+            self._start(region)
+        return result
+
+    def _start(self, region: Region) -> None:
+        if self._group_map is not None or (self._groups and region not in self._groups):
+            self._view(self._group_mask(region), region)[...] = True
+        self._groups.add(region)
+
+    def end_groups(self, region: Region) -> None:
+        """A write that is no matmul: the next inferred matmul on `region` overwrites."""
+        if not self._groups and self._group_map is None:
+            return
+        if self.covers(region):
+            self._groups.clear()
+            self._group_map = None
+            return
+        self._view(self._group_mask(region), region)[...] = False
+        self._groups.clear()
+
+    def _group_mask(self, region: Region) -> Array:
+        self._refine(region)
+        if self._group_map is None:
+            self._group_map = np.zeros(self.nbytes // self._grain, np.bool_)
+            for started in self._groups:
+                self._view(self._group_map, started)[...] = True
+        return self._group_map
+
+
+def uninitialized(opcode: str, operand: str, view: NkiTensor, reader: str) -> UninitializedRead:
+    """Build the error for a read of memory nothing wrote."""
+    mask = view.mem.written_mask(view.region)
+    missing = int(mask.size - mask.sum())
+    first = tuple(int(i) for i in np.argwhere(~mask)[0])
+    tile = view.mem.tile
+    return UninitializedRead(
+        f"{opcode} at {reader}: {operand} reads {missing} of {mask.size} elements that no instruction "
+        f"wrote (first at index {first}) of the {tile.memory} tile {tile.name!r} "
+        f"{list(tile.shape)} {tile.dtype} allocated at {where(tile.site)}; write them first "
+        "(dma_copy, memset, a compute instruction), or read only what was written"
+    )
+
+
+def poisoned(view: NkiTensor, dtype: DType) -> Array:
+    """Return a copy of the view's values with poison where nothing was written."""
+    values: Array = view.mem.array(view.region, dtype.host).copy()
+    mask = view.mem.written_mask(view.region)
+    if not mask.all():
+        values[~mask] = np.asarray(dtype.poison).astype(dtype.host)
+    return values
