@@ -140,7 +140,7 @@ class VectorSpec(StreamSpec):
         scan_seed_ns: added where the initial value of a scan is a tensor.
         mask_load_ns: loading a shuffle mask.
         transpose_startup_ns: startup of the 32x32 transpose.
-        transpose_32_switch_ns: its issue interval when the partition quadrant changes.
+        bn_aggr_cycles: cycles per element of bn_aggr.
         shares_gpsimd_port: fast modes lock the SBUF port shared with GpSimd.
         gpsimd_exclusive: every SBUF access excludes GpSimd (first generation).
     """
@@ -163,7 +163,7 @@ class VectorSpec(StreamSpec):
     scan_seed_ns: float
     mask_load_ns: float
     transpose_startup_ns: float
-    transpose_32_switch_ns: float
+    bn_aggr_cycles: float
     shares_gpsimd_port: bool
     gpsimd_exclusive: bool
 
@@ -179,6 +179,8 @@ class ScalarSpec(StreamSpec):
         vector_read_ns: added per [P, 1] operand (bias, scale) read beside the data.
         strided_dst_issue_cycles: added to the issue interval per element of a strided destination.
         accumulator_forward_ns: last element streamed to accumulator readable.
+        read_accumulator_ns: reading the accumulator to result usable.
+        read_accumulator_issue_ns: issue interval of that read.
         table_load_ns: one switch of the function set.
         table_sets: functions that share a table; copy and identity are in every table.
         psum_exclusive: every PSUM access excludes Vector, not only one of the same bank.
@@ -190,6 +192,8 @@ class ScalarSpec(StreamSpec):
     vector_read_ns: float
     strided_dst_issue_cycles: float
     accumulator_forward_ns: float
+    read_accumulator_ns: float
+    read_accumulator_issue_ns: float
     table_load_ns: float
     table_sets: tuple[frozenset[str], ...]
     psum_exclusive: bool

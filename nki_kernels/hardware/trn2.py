@@ -99,7 +99,7 @@ VECTOR = VectorSpec(
     scan_seed_ns=measured(60.0, PROBE),
     mask_load_ns=measured(13.0, PROBE),
     transpose_startup_ns=estimated(200.0, "32x32 transpose, 233 ns, less its 32 rows"),
-    transpose_32_switch_ns=measured(234.0, PROBE),
+    bn_aggr_cycles=documented(13 / 3, PERF),
     shares_gpsimd_port=documented(True, ARCH),
     gpsimd_exclusive=documented(False, ARCH),
 )
@@ -124,6 +124,8 @@ SCALAR = ScalarSpec(
     vector_read_ns=measured(91.0, PROBE),
     strided_dst_issue_cycles=measured(0.27, f"{PROBE}: copies n=128, strided destination, 228 ns"),
     accumulator_forward_ns=measured(200.7, PROBE),
+    read_accumulator_ns=measured(279.0, PROBE),
+    read_accumulator_issue_ns=measured(185.0, PROBE),
     table_load_ns=measured(1283.0, "AWS DMA overview and NKI profiles, 1276-1286 ns"),
     table_sets=estimated(
         (

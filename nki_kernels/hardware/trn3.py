@@ -34,7 +34,6 @@ TRN3 = _BASE.derive(
         scan_seed_ns=estimated(TRN2.vector.scan_seed_ns * _RATIO, CYCLES),
         mask_load_ns=estimated(TRN2.vector.mask_load_ns * _RATIO, CYCLES),
         transpose_startup_ns=estimated(TRN2.vector.transpose_startup_ns * _RATIO, CYCLES),
-        transpose_32_switch_ns=estimated(TRN2.vector.transpose_32_switch_ns * _RATIO, CYCLES),
     ),
     scalar=_BASE.scalar.derive(fast_2byte_cycles=documented(0.5, ARCH)),
     dma=_BASE.dma.derive(
