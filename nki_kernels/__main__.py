@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 USAGE_ERROR = 2
 TARGET_ENV = "NEURON_PLATFORM_TARGET_OVERRIDE"
-# AWS's tools assume trn3 when nothing is set; every number of this package is a trn2 number.
-DEFAULT_TARGET = "trn2"
 
 
 def add_run(commands: Subparsers) -> None:
@@ -107,6 +105,8 @@ def _hook_without_our_frames(
 
 def environment() -> dict[str, Any]:
     """Return versions, the toolchain in force and the target, ready for JSON."""
+    from nki_kernels.machine.launch import DEFAULT_TARGET  # here: `run` does not need the machine
+
     tool = dataclasses.asdict(toolchain.current())
     tool["path"] = str(tool["path"])
     target = os.environ.get(TARGET_ENV)
