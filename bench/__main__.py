@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from bench.entries import ENTRIES, Entry
 from bench.harness import measure
+from bench.host import HostResult, host_table, measure_instructions, measure_matmul
 from bench.record import BenchError, Result, require_writable, write_json
 from bench.table import results_table, shapes_table
 from nki_kernels.hardware import spec_for
@@ -18,7 +19,7 @@ from nki_kernels.machine.errors import NkiKernelsError
 from nki_kernels.operators.contract import supports
 from nki_kernels.operators.shapes import DEFAULTS, Case, parse
 
-#: Exit codes: a failed check, and a request that cannot be met.
+#: Exit codes: a failed check or a limit not kept, and a request that cannot be met.
 FAILED, MISUSED = 1, 2
 
 _T = TypeVar("_T")
@@ -56,6 +57,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--json", type=Path, metavar="F", help="write the results to F as well")
     run.set_defaults(command=_run)
+
+    host = commands.add_parser("host", help="speed of the embedded NKI on this machine")
+    host.add_argument("--json", type=Path, metavar="F", help="write the figures to F as well")
+    host.set_defaults(command=_host)
     return parser
 
 
@@ -81,6 +86,22 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.json is not None:
         write_json(arguments.json, "model", results)
     return 0 if all(result.correct for result in results) else FAILED
+
+
+def _host(arguments: argparse.Namespace) -> int:
+    if arguments.json is not None:
+        require_writable(arguments.json)
+    results: list[HostResult] = []
+    parts: list[tuple[str, Callable[[], Iterator[HostResult]]]] = [
+        ("instructions", measure_instructions),
+        ("matmul against numpy", measure_matmul),
+    ]
+    for _, measured in _progress(parts, lambda part: part[0]):
+        results.extend(measured())
+    print(host_table(results))
+    if arguments.json is not None:
+        write_json(arguments.json, "host", results)
+    return FAILED if any(result.within is False for result in results) else 0
 
 
 def _entries(names: Sequence[str]) -> list[Entry]:

@@ -81,7 +81,7 @@ def _compare(
     case = "x".join(str(axes[letter]) for letter in op.axis_order)
     try:
         assert_close(
-            run.outputs[0], value, magnitude, op=op.name, case=case,
+            run.result, value, magnitude, op=op.name, case=case,
             roundings=op.roundings, chain=op.chain(axes, spec_for(target)),
         )  # fmt: skip
     except AssertionError as failure:

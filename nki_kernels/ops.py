@@ -52,5 +52,5 @@ def matmul(
                [3., 3.]], dtype=float32)
     """
     run = MATMUL.launch((a, b), {"out_dtype": out_dtype}, config=config, target=target)
-    result: npt.NDArray[Any] = run.outputs[0]
+    result: npt.NDArray[Any] = run.result
     return result

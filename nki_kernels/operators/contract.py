@@ -18,6 +18,7 @@ from nki_kernels.hardware import spec_for
 from nki_kernels.hardware.spec import CoreSpec
 from nki_kernels.machine.dtypes import as_dtype
 from nki_kernels.machine.errors import DtypeError, ShapeError
+from nki_kernels.machine.launch import Launch, current_target, launch
 
 #: Sizes of the axes of one problem, by the letters of the contract ("M", "N", "K", ...).
 Axes: TypeAlias = Mapping[str, int]
@@ -162,7 +163,7 @@ class Operator:
         *,
         config: Any = None,
         target: str | None = None,
-    ) -> Any:
+    ) -> Launch:
         """Check the arrays, choose a config, and run the kernel on one core.
 
         Args:
@@ -172,19 +173,18 @@ class Operator:
             target: hardware generation; None means the one in force.
 
         Returns:
-            The `nki_kernels.machine.launch.Run`: outputs, trace, and time on demand.
+            Outputs, trace, and the modelled time on demand.
 
         Raises:
             ShapeError, DtypeError: see `check`.
         """
-        from nki_kernels.machine.launch import default_target, launch
-
-        target = target or default_target()
+        target = target or current_target()
         self.check(inputs, options, target)
         if config is None:
             axes = self.axes(*(x.shape for x in inputs))
             config = self.configure(axes, as_dtype(inputs[0].dtype), spec_for(target))
-        return launch(self.kernel(), self.arguments(inputs, options, config), {}, target=target)
+        arguments = self.arguments(inputs, options, config)
+        return launch(self.kernel(), arguments, target=target, lnc=1)
 
     def _reasons(
         self, inputs: Sequence[Any], options: Options, target: str

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import bench.__main__
+import bench.host
+from bench.__main__ import main
+from bench.host import (
+    INSTRUCTION_LIMIT_US,
+    MATMUL_LIMIT,
+    HostResult,
+    host_table,
+    measure_instructions,
+    measure_matmul,
+)
+
+
+def test_every_instruction_is_measured_and_the_median_is_over_families(monkeypatch):
+    costs = iter([5.0, 1.0, 30.0, 2.0, 4.0, 4.0, 50.0, 7.0, 8.0, 9.0])
+    monkeypatch.setattr(bench.host, "instruction_us", lambda call, calls: next(costs))
+    *each, summary = measure_instructions()
+    assert [r.value for r in each] == [5.0, 1.0, 30.0, 2.0, 4.0, 4.0, 50.0, 7.0, 8.0, 9.0]
+    # Family medians: 3, 30, 4, 7, 8, 9.
+    assert (summary.value, summary.limit, summary.within) == (7.5, INSTRUCTION_LIMIT_US, True)
+
+
+def test_the_calls_really_run():
+    calls = 3
+    results = list(measure_instructions(calls))
+    assert all(r.value > 0 and r.source == "host" for r in results)
+    seen = []
+    families = bench.host._CALLS_BY_FAMILY
+    call = families["elementwise"]["memset"]
+    bench.host.instruction_us(lambda tiles: seen.append(call(tiles)), calls)
+    assert len(seen) == 1 + calls * bench.host._REPEATS
+    assert {handle.event.opcode for handle in seen} == {"memset"}
+
+
+def test_each_call_is_the_instruction_it_is_named_after_with_one_element():
+    for table in bench.host._CALLS_BY_FAMILY.values():
+        for name, call in table.items():
+            seen = []
+            bench.host.instruction_us(lambda t, call=call, seen=seen: seen.append(call(t)), 1)
+            if name == "register_load":
+                continue  # returns no handle
+            event = seen[0].event
+            assert event.opcode == name
+            assert {a.shape for a in (*event.reads, *event.writes)} <= {(1, 1), (1,)}
+
+
+def test_the_matmul_is_compared_in_the_same_run():
+    ours, numpy, ratio = measure_matmul(size=64, repeats=1)
+    assert ratio.value == ours.value / numpy.value
+    assert ratio.limit == MATMUL_LIMIT
+    assert ratio.within is (ratio.value < MATMUL_LIMIT)
+
+
+FIGURES = [
+    HostResult(name="memset", family="elementwise", value=7.25, unit="us"),
+    HostResult(name="median", value=21.0, unit="us", limit=20.0, within=False),
+    HostResult(name="ratio", value=2.0, unit="x", limit=4.0, within=True),
+]
+
+
+def test_the_table_shows_limits():
+    lines = [line.split() for line in host_table(FIGURES).splitlines()]
+    assert lines[0][-1] == "(host)"
+    assert lines[3:] == [
+        ["memset", "elementwise", "7.25", "us"],
+        ["median", "21", "us", "20", "NO"],
+        ["ratio", "2", "x", "4", "yes"],
+    ]
+
+
+@pytest.mark.parametrize(("kept", "code"), [(True, 0), (False, 1)])
+def test_host_exits_by_its_limits(kept, code, tmp_path, capsys, monkeypatch):
+    figures = FIGURES[2:] if kept else FIGURES
+    monkeypatch.setattr(bench.__main__, "measure_instructions", lambda: iter(figures))
+    monkeypatch.setattr(bench.__main__, "measure_matmul", lambda: iter(()))
+    path = tmp_path / "host.json"
+    assert main(["host", "--json", str(path)]) == code
+    assert "ratio" in capsys.readouterr().out
+    document = json.loads(path.read_text("utf-8"))
+    assert document["source"] == "host"
+    assert [r["value"] for r in document["results"]] == [f.value for f in figures]
+
+
+def test_host_refuses_a_path_before_it_measures(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(bench.__main__, "measure_instructions", lambda: pytest.fail("measured"))
+    assert main(["host", "--json", str(tmp_path)]) == 2
+    assert "is a folder; name a file in it" in capsys.readouterr().err

@@ -1,0 +1,423 @@
+"""The whole test pattern of an operator, for matmul: copy this file for the next one."""
+
+from __future__ import annotations
+
+import math
+
+import ml_dtypes
+import nki.isa as nisa
+import nki.language as nl
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nki_kernels import ops
+from nki_kernels.hardware import spec_for
+from nki_kernels.machine.errors import NkiKernelsError
+from nki_kernels.machine.tensor import Abstract
+from nki_kernels.machine.trace import DmaWork, PeWork
+from nki_kernels.operators import OPERATORS
+from nki_kernels.operators.matmul import MatmulConfig
+from nki_kernels.operators.shapes import cases, parse
+from reference.matmul import matmul as reference
+from tests.operators.test_contract import ILLEGAL
+from tests.strategies.matrices import extents, normal, seeds, small_integers, wide
+from tests.tolerance import assert_close
+
+MATMUL = OPERATORS["matmul"]
+TOY, TRN2 = spec_for("toy"), spec_for("trn2")
+DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float32": np.float32}
+
+
+def compare(got, a, b, target, case):
+    ref = reference(a, b)
+    axes = MATMUL.axes(a.shape, b.shape)
+    chain = MATMUL.chain(axes, spec_for(target))
+    keywords = {"op": "matmul", "roundings": MATMUL.roundings, "chain": chain}
+    assert_close(got, ref.value, ref.magnitude, case=case, **keywords)
+
+
+def operands(m, n, k, dtype, seed=0, make=normal):
+    host = DTYPES[dtype]
+    return make(seed, (m, k), host), make(seed + 1, (k, n), host)
+
+
+# -- named cases -----------------------------------------------------------------------------------
+
+#: Each model's shapes, cut to at most two tiles per axis with the real remainder.
+NAMED = [case.name for case in cases("matmul")]
+
+
+def reduced(axes):
+    tiles = {"M": TRN2.stationary_fmax, "N": TRN2.moving_fmax, "K": TRN2.partitions}
+    return {
+        letter: min(size, tiles[letter] + (size % tiles[letter] or tiles[letter]))
+        for letter, size in axes.items()
+    }
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_named_case_matches_the_reference(name):
+    axes = parse(MATMUL, name).axes
+    config = MATMUL.configure(axes, "bfloat16", TRN2)
+    cut = reduced(axes)
+    a, b = operands(cut["M"], cut["N"], cut["K"], "bfloat16")
+    compare(ops.matmul(a, b, config=config, target="trn2"), a, b, "trn2", name)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["gpt-oss-20b:decode:router", "minilm-l6:prefill:attn-out"])
+def test_a_named_case_matches_at_full_size(name, dtype):
+    axes = parse(MATMUL, name).axes
+    a, b = operands(axes["M"], axes["N"], axes["K"], dtype)
+    compare(ops.matmul(a, b, target="trn2"), a, b, "trn2", name)
+
+
+# -- properties ------------------------------------------------------------------------------------
+
+toy_sizes = {
+    "m": extents(TOY.stationary_fmax, 2 * TOY.stationary_fmax + 3),
+    "n": extents(TOY.moving_fmax, 2 * TOY.moving_fmax + 3),
+    "k": extents(TOY.partitions, 3 * TOY.partitions + 3),
+}
+
+
+@given(dtype=st.sampled_from(list(DTYPES)), seed=seeds(), uneven=st.booleans(), **toy_sizes)
+def test_any_shape_matches_the_reference(m, n, k, dtype, seed, uneven):
+    a, b = operands(m, n, k, dtype, seed, wide if uneven else normal)
+    compare(ops.matmul(a, b, target="toy"), a, b, "toy", f"{m}x{n}x{k}")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("m", [127, 128, 129])
+@pytest.mark.parametrize("n", [511, 512, 513])
+@pytest.mark.parametrize("k", [127, 129, 256])
+def test_sizes_around_the_real_tiles_match_the_reference(m, n, k, dtype):
+    a, b = operands(m, n, k, dtype)
+    compare(ops.matmul(a, b, target="trn2"), a, b, "trn2", f"{m}x{n}x{k}")
+
+
+@pytest.mark.parametrize("target", ["trn1", "trn2", "trn3", "toy"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_generation_matches_the_reference(target, dtype):
+    spec = spec_for(target)
+    a, b = operands(spec.partitions + 3, spec.moving_fmax + 5, 2 * spec.partitions - 1, dtype)
+    compare(ops.matmul(a, b, target=target), a, b, target, "ragged")
+
+
+@given(dtype=st.sampled_from(list(DTYPES)), seed=seeds(), **toy_sizes)
+def test_permuting_columns_of_b_permutes_the_result(m, n, k, dtype, seed):
+    a, b = operands(m, n, k, dtype, seed)
+    order = np.random.default_rng(seed).permutation(n)
+    whole = ops.matmul(a, b, target="toy")
+    permuted = ops.matmul(a, np.ascontiguousarray(b[:, order]), target="toy")
+    compare(permuted, a, b[:, order], "toy", "permuted")
+    assert_same_values(permuted, whole[:, order])
+
+
+def assert_same_values(got, want):
+    """Equal up to the order in which the host's BLAS adds, which may follow a column's position."""
+    wide_want = want.astype(np.float64)
+    assert_close(
+        got, wide_want, np.abs(wide_want), op="matmul", case="same", roundings=2, chain=0
+    )  # fmt: skip
+
+
+@given(dtype=st.sampled_from(list(DTYPES)), seed=seeds(), **toy_sizes)
+def test_the_identity_returns_the_other_operand(m, n, k, dtype, seed):
+    a, _ = operands(m, n, k, dtype, seed, wide)
+    b, _ = operands(k, m, n, dtype, seed, wide)
+    one = np.eye(k, dtype=DTYPES[dtype])
+    assert ops.matmul(a, one, target="toy").tobytes() == a.tobytes()
+    assert ops.matmul(one, b, target="toy").tobytes() == b.tobytes()
+
+
+@given(dtype=st.sampled_from(list(DTYPES)), seed=seeds(), **toy_sizes)
+def test_zero_padding_of_the_contraction_is_inert(m, n, k, dtype, seed):
+    a, b = operands(m, n, k, dtype, seed)
+    padded = ops.matmul(np.pad(a, ((0, 0), (0, 3))), np.pad(b, ((0, 3), (0, 0))), target="toy")
+    compare(padded, a, b, "toy", "padded")
+
+
+# -- exactness -------------------------------------------------------------------------------------
+
+
+@given(dtype=st.sampled_from(list(DTYPES)), seed=seeds(), **toy_sizes)
+def test_small_integers_are_exact(m, n, k, dtype, seed):
+    a, b = operands(m, n, k, dtype, seed, lambda *where: small_integers(*where, most=8))
+    got = ops.matmul(a, b, out_dtype="float32", target="toy")
+    assert got.dtype == np.float32
+    assert (got == reference(a, b).value).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_small_integers_are_exact_in_the_input_dtype(dtype):
+    # 150 products of -1, 0, 1 stay within +-256, exact even in bfloat16.
+    a, b = operands(140, 530, 150, dtype, 5, lambda *where: small_integers(*where, most=1))
+    got = ops.matmul(a, b, target="trn2")
+    assert got.dtype == DTYPES[dtype]
+    assert (got.astype(np.float64) == reference(a, b).value).all()
+
+
+@pytest.mark.parametrize("out_dtype", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_result_is_rounded_once_to_the_output_dtype(dtype, out_dtype):
+    a, b = operands(9, 17, 20, dtype, 3, lambda *where: small_integers(*where, most=16))
+    got = ops.matmul(a, b, out_dtype=out_dtype, target="toy")
+    assert got.tobytes() == reference(a, b).value.astype(DTYPES[out_dtype]).tobytes()
+
+
+def configs(dtype, target):
+    """Return configs that cut the work differently."""
+    spec = spec_for(target)
+    m, n, k = spec.stationary_fmax, spec.moving_fmax, spec.partitions
+    sizes = ({"M": s * m, "N": s * n, "K": t * k} for s in (1, 2, 40) for t in (1, 2, 40))
+    found = {MATMUL.configure(axes, dtype, spec) for axes in sizes}
+    assert len(found) > 3
+    return sorted(found)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_no_config_changes_a_result(dtype):
+    a, b = operands(21, 37, 30, dtype, 4, lambda *where: small_integers(*where, most=3))
+    want = ops.matmul(a, b, target="toy").tobytes()
+    for config in configs(dtype, "toy"):
+        assert ops.matmul(a, b, config=config, target="toy").tobytes() == want
+
+
+# -- illegal calls ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ILLEGAL)
+def test_an_illegal_call_raises_before_anything_runs(name, monkeypatch):
+    (a, b), options, error, text = ILLEGAL[name]
+    monkeypatch.setattr(
+        "nki_kernels.operators.contract.launch", lambda *_, **__: pytest.fail("ran")
+    )
+    with pytest.raises(error) as caught:
+        ops.matmul(a, b, **options, target="trn2")
+    assert text in str(caught.value)
+
+
+def test_an_unknown_target_lists_the_known_ones():
+    a, b = operands(2, 2, 2, "float32")
+    with pytest.raises(ValueError, match=r"'trn9': unknown; allowed are trn1, .*toy"):
+        ops.matmul(a, b, target="trn9")
+
+
+# -- edges -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1), (1, 300, 40), (300, 1, 40), (130, 300, 1), (1, 1, 300), (1, 513, 1)]
+)
+def test_edges(shape, dtype):
+    a, b = operands(*shape, dtype)
+    compare(ops.matmul(a, b, target="trn2"), a, b, "trn2", "edge")
+
+
+def test_the_inputs_stay_as_they_were_and_the_result_is_new():
+    a, b = operands(9, 17, 20, "float32")
+    before = a.tobytes(), b.tobytes()
+    first = ops.matmul(a, b, target="toy")
+    second = ops.matmul(a, b, target="toy")
+    assert (a.tobytes(), b.tobytes()) == before
+    assert first.tobytes() == second.tobytes()
+    assert not any(np.shares_memory(first, other) for other in (a, b, second))
+
+
+def test_read_only_inputs_are_fine():
+    a, b = operands(9, 17, 20, "float32")
+    a.flags.writeable = b.flags.writeable = False
+    compare(ops.matmul(a, b, target="toy"), a, b, "toy", "read-only")
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_a_special_value_reaches_its_row_and_no_other(value):
+    a, b = operands(9, 17, 20, "float32")
+    a[4, 7] = value
+    got = ops.matmul(a, b, target="toy")
+    assert not np.isfinite(got[4]).any()
+    others = np.arange(9) != 4
+    compare(got[others], a[others], b, "toy", "other rows")
+
+
+def test_the_target_comes_from_the_environment(monkeypatch):
+    a, b = operands(9, 17, 20, "float32")
+    monkeypatch.setenv("NEURON_PLATFORM_TARGET_OVERRIDE", "toy")
+    assert MATMUL.launch((a, b), {}).trace.spec is TOY
+
+
+# -- mutants ---------------------------------------------------------------------------------------
+
+
+def last_call(monkeypatch, name, change, count):
+    """Change the last of `count` calls of an instruction."""
+    real, seen = getattr(nisa, name), []
+
+    def faulty(*args, **kwargs):
+        seen.append(name)
+        return change(real, *args, **kwargs) if len(seen) == count else real(*args, **kwargs)
+
+    monkeypatch.setattr(nisa, name, faulty)
+
+
+def drop_last_contraction_tile(monkeypatch, counts):
+    last_call(monkeypatch, "nc_matmul", lambda real, *args, **kwargs: None, counts["nc_matmul"])
+
+
+def drop_last_contraction_row(monkeypatch, counts):
+    def shorter(real, dst, stationary, moving, **kwargs):
+        rows = stationary.shape[0] - 1
+        return real(dst, stationary[0:rows], moving[0:rows], **kwargs)
+
+    last_call(monkeypatch, "nc_matmul", shorter, counts["nc_matmul"])
+
+
+def shift_last_stationary_row(monkeypatch, counts):
+    def shifted(real, dst, stationary, moving, **kwargs):
+        real(dst, stationary, moving, **kwargs)
+        one = slice(0, 1)
+        return real(dst, stationary[one], moving[one], **{**kwargs, "accumulate": True})
+
+    last_call(monkeypatch, "nc_matmul", shifted, counts["nc_matmul"])
+
+
+def round_partial_sums(monkeypatch, counts):
+    real = nisa.nc_matmul
+
+    def rounded(dst, *args, **kwargs):
+        done = real(dst, *args, **kwargs)
+        # No instruction rounds PSUM in place, so reach under the machine.
+        sums = dst.mem.array(dst.region, np.float32)
+        sums[...] = sums.astype(ml_dtypes.bfloat16)
+        return done
+
+    monkeypatch.setattr(nisa, "nc_matmul", rounded)
+
+
+def store_a_stale_tile(monkeypatch, counts):
+    real, stores = nisa.dma_copy, []
+
+    def stale(dst, src, *args, **kwargs):
+        if nl.is_hbm(dst.buffer):
+            stores.append(src)
+            same = [s for s in stores[:-1] if s.shape == src.shape and s.dtype == src.dtype]
+            src = same[0] if same else src
+        return real(dst, src, *args, **kwargs)
+
+    monkeypatch.setattr(nisa, "dma_copy", stale)
+
+
+MUTANTS = [
+    drop_last_contraction_tile, drop_last_contraction_row, shift_last_stationary_row,
+    round_partial_sums, store_a_stale_tile,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda f: f.__name__)
+def test_a_mutated_kernel_is_rejected(mutant, dtype, monkeypatch):
+    spec = TOY
+    m, n, k = 4 * spec.stationary_fmax, 4 * spec.moving_fmax, 6 * spec.partitions
+    a, b = operands(m, n, k, dtype)
+    run = MATMUL.launch((a, b), {}, target="toy")
+    compare(run.result, a, b, "toy", "right")
+    counts = {"nc_matmul": sum(e.opcode == "nc_matmul" for e in run.trace)}
+    mutant(monkeypatch, counts)
+    with pytest.raises(AssertionError, match="worst at"):
+        compare(ops.matmul(a, b, target="toy"), a, b, "toy", mutant.__name__)
+
+
+def test_a_kernel_that_forgets_to_write_is_refused(monkeypatch):
+    a, b = operands(9, 17, 20, "float32")
+    stores = [
+        e for e in MATMUL.launch((a, b), {}, target="toy").trace
+        if e.opcode == "dma_copy" and e.writes[0].tile.memory == "hbm"
+    ]  # fmt: skip
+    real, seen = nisa.dma_copy, []
+
+    def forgetful(dst, src, *args, **kwargs):
+        if nl.is_hbm(dst.buffer):
+            seen.append(dst)
+            if len(seen) == len(stores):
+                return None
+        return real(dst, src, *args, **kwargs)
+
+    monkeypatch.setattr(nisa, "dma_copy", forgetful)
+    with pytest.raises(NkiKernelsError, match="no instruction wrote"):
+        ops.matmul(a, b, target="toy")
+
+
+# -- static counts ---------------------------------------------------------------------------------
+
+COUNTED = [(1, 1, 1), (9, 17, 20), (16, 32, 24), (40, 70, 45)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", COUNTED)
+def test_work_is_exactly_the_formula(shape, dtype):
+    m, n, k = shape
+    run = MATMUL.launch(operands(*shape, dtype), {}, target="toy")
+    passes = [
+        e.work for e in run.trace if isinstance(e.work, PeWork) and e.work.mode == "matmul"
+    ]  # fmt: skip
+    assert sum(work.macs for work in passes) == m * n * k
+    assert 2 * m * n * k == MATMUL.flops({"M": m, "N": n, "K": k})
+    tiles = zip(shape, (TOY.stationary_fmax, TOY.moving_fmax, TOY.partitions), strict=True)
+    assert len(passes) == math.prod(-(-size // tile) for size, tile in tiles)
+    moved = [e.work for e in run.trace if isinstance(e.work, DmaWork)]
+    itemsize = np.dtype(DTYPES[dtype]).itemsize
+    assert sum(work.hbm_write_bytes for work in moved) == m * n * itemsize
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", COUNTED)
+def test_values_change_no_event(shape, dtype):
+    inputs = operands(*shape, dtype)
+    with_values = MATMUL.launch(inputs, {}, target="toy")
+    shapes_only = MATMUL.launch([Abstract(x.shape, dtype) for x in inputs], {}, target="toy")
+    assert shapes_only.outputs == (None,)
+
+    def facts(run):
+        return [(e.opcode, e.engine, e.work, e.loop) for e in run.trace]
+
+    assert facts(shapes_only) == facts(with_values)
+    assert shapes_only.time().total_ns == with_values.time().total_ns
+
+
+# -- the config ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", ["trn1", "trn2", "trn3", "toy"])
+@given(
+    dtype=st.sampled_from(list(DTYPES)),
+    m=st.integers(1, 200_000), n=st.integers(1, 200_000), k=st.integers(1, 200_000),
+)  # fmt: skip
+def test_the_config_is_plain_whole_tiles_that_fit(target, dtype, m, n, k):
+    spec = spec_for(target)
+    config = MATMUL.configure({"M": m, "N": n, "K": k}, dtype, spec)
+    assert isinstance(config, MatmulConfig)
+    assert all(type(value) in (int, str) for value in config)
+    assert config.block_m % spec.stationary_fmax == config.block_n % spec.moving_fmax == 0
+    assert config.block_k % spec.partitions == 0
+    rows = config.block_k // spec.partitions
+    itemsize = np.dtype(DTYPES[dtype]).itemsize
+    assert (config.block_m + config.block_n) * rows * itemsize < spec.sbuf_usable_bytes
+
+
+@given(
+    dtype=st.sampled_from(list(DTYPES)),
+    m=st.integers(1, 20_000), n=st.integers(1, 20_000), k=st.integers(1, 20_000),
+)  # fmt: skip
+def test_the_reduced_problem_keeps_blocks_and_remainders(dtype, m, n, k):
+    axes = {"M": m, "N": n, "K": k}
+    config = MATMUL.configure(axes, dtype, TRN2)
+    small = MATMUL.reduced(axes, config)
+    blocks = {"M": config.block_m, "N": config.block_n, "K": config.block_k}
+    for letter, block in blocks.items():
+        assert 1 <= small[letter] <= min(axes[letter], 2 * block)
+        assert (small[letter] > block) == (axes[letter] > block)
+        assert small[letter] % block == axes[letter] % block
