@@ -50,7 +50,7 @@ def check(entry: Entry, axes: Axes, dtype: str, config: Any, target: str, *, ful
         target: hardware generation.
         full: check at full size whatever it costs.
     """
-    reduced = dict(axes) if full else reduced_axes(entry, axes, config)
+    reduced = dict(axes) if full else reduced_axes(entry, axes, config, target)
     if reduced == dict(axes):
         failure, run = _compare(entry, axes, dtype, config, target)
         return Verdict(failure is None, "full", failure=failure, run=run)
@@ -64,11 +64,11 @@ def check(entry: Entry, axes: Axes, dtype: str, config: Any, target: str, *, ful
     return Verdict(failure is None, label, failure=failure)
 
 
-def reduced_axes(entry: Entry, axes: Axes, config: Any) -> dict[str, int]:
+def reduced_axes(entry: Entry, axes: Axes, config: Any, target: str) -> dict[str, int]:
     """Return the sizes to check at: `axes` when affordable, else the operator's reduced ones."""
     if entry.op.flops(axes) <= AFFORDABLE_FLOPS:
         return dict(axes)
-    return dict(entry.op.reduced(axes, config))
+    return dict(entry.op.reduced(axes, config, spec_for(target)))
 
 
 def _compare(

@@ -209,7 +209,9 @@ class _Arguments:
 
     def _bind(self, run: Run, name: str, value: Any) -> Any:
         if isinstance(value, tuple):
-            return tuple(self._bind(run, f"{name}[{i}]", v) for i, v in enumerate(value))
+            bound = [self._bind(run, f"{name}[{i}]", v) for i, v in enumerate(value)]
+            same = all(new is old for new, old in zip(bound, value, strict=True))
+            return value if same else tuple(bound)
         if isinstance(value, np.ndarray) or isinstance(value, Abstract) or _is_torch(value):
             return self._tensor(run, name, value)
         return value

@@ -71,7 +71,7 @@ class Operator:
             passes through, given how the hardware and the kernel add (see `tests/tolerance.py`).
         configure: the tuning config for axes, dtype and core; never changes a result.
         reduced: a smaller problem that takes the same code path under the same config.
-        kernel: returns the `@nki.jit` kernel (a function, because loading it imports `nki`).
+        kernel: the `@nki.jit` kernel.
         arguments: positional kernel arguments from inputs, options and config.
         limits: reasons why real sizes cannot run on a core, beyond the operand rules; sentences.
     """
@@ -86,8 +86,8 @@ class Operator:
     roundings: int
     chain: Callable[[Axes, CoreSpec], int]
     configure: Callable[[Axes, str, CoreSpec], Any]
-    reduced: Callable[[Axes, Any], Axes]
-    kernel: Callable[[], Any]
+    reduced: Callable[[Axes, Any, CoreSpec], Axes]
+    kernel: Any
     arguments: Callable[[Sequence[Any], Options, Any], tuple[Any, ...]]
     limits: Callable[[Axes, str, CoreSpec], tuple[str, ...]] = _no_limits
 
@@ -184,7 +184,7 @@ class Operator:
             axes = self.axes(*(x.shape for x in inputs))
             config = self.configure(axes, as_dtype(inputs[0].dtype), spec_for(target))
         arguments = self.arguments(inputs, options, config)
-        return launch(self.kernel(), arguments, target=target, lnc=1)
+        return launch(self.kernel, arguments, target=target, lnc=1)
 
     def _reasons(
         self, inputs: Sequence[Any], options: Options, target: str

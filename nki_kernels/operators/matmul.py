@@ -4,30 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from nki_kernels.hardware.spec import CoreSpec
+from nki_kernels.kernels.matmul.kernel import MatmulConfig, matmul
 from nki_kernels.machine.dtypes import as_dtype
 from nki_kernels.operators.contract import Axes, Operand, Operator, Options
 
-#: Share of SBUF the operand panels may take; the rest holds output tiles and prefetched slices.
-_PANEL_SHARE = 0.75
+#: Shares of SBUF: transposed slices of A kept across waves, and slices in flight. The rest holds
+#: output rows and leaves the placement room to rotate.
+_HELD_SHARE = 0.4
+_FLIGHT_SHARE = 0.35
 
+#: Slices in flight beyond which nothing more hides: 8 cover 14 us of Tensor engine, several times
+#: the 2 us latency of a DMA.
+_MAX_PREFETCH = 8
 
-class MatmulConfig(NamedTuple):
-    """Tuning of the matmul kernel. No field changes a result. A tuple of plain values: NKI-safe.
+#: Slices run tile by tile at the end of a wave. With two, the first accumulator is done
+#: 7 * 2 * 217 ns = 3 us before the last, longer than two evictions take.
+_TAIL = 2
 
-    Attributes:
-        block_m: rows of A whose transpose stays in SBUF while B streams past.
-        block_n: columns of B that stay in SBUF together.
-        block_k: contraction length held in SBUF at once (K when the panels fit).
-        transpose: how A reaches its transposed layout: "dma" (2-byte dtypes) or "pe".
-    """
-
-    block_m: int
-    block_n: int
-    block_k: int
-    transpose: str
+#: PSUM banks PE transposes need: one being filled, one being evicted.
+_TRANSPOSE_BANKS = 2
 
 
 def _flops(axes: Axes) -> int:
@@ -38,47 +36,74 @@ def _chain(axes: Axes, spec: CoreSpec) -> int:
     """Bound the roundings one product a·b passes through.
 
     One for the product (exact for 2-byte inputs, rounded for float32), at most one per row of the
-    contraction tile inside the array, one per tile added in PSUM, one for a block added in SBUF.
+    contraction tile inside the array, one per tile added in PSUM.
     """
     depth = min(axes["K"], spec.partitions)
-    return 1 + depth + math.ceil(axes["K"] / spec.partitions) + 1
+    return 1 + depth + math.ceil(axes["K"] / spec.partitions)
 
 
 def _configure(axes: Axes, dtype: str, spec: CoreSpec) -> MatmulConfig:
     itemsize = as_dtype(dtype).itemsize
-    tile_m, tile_n, tile_k = spec.stationary_fmax, spec.moving_fmax, spec.partitions
-    m = _round_up(axes["M"], tile_m)
-    n = _round_up(axes["N"], tile_n)
-    k = _round_up(axes["K"], tile_k)
-    budget = int(spec.sbuf_usable_bytes * _PANEL_SHARE)
-    # One contraction row of a panel sits in one partition: extent · K/partitions bytes each.
-    block_k = k
-    while block_k > tile_k and (tile_m + tile_n) * (block_k // tile_k) * itemsize > budget:
-        block_k = _round_up(block_k // 2, tile_k)
-    columns = budget // (block_k // tile_k * itemsize)
-    block_n = min(n, max(tile_n, columns // 2 // tile_n * tile_n))
-    block_m = min(m, max(tile_m, (columns - block_n) // tile_m * tile_m))
-    return MatmulConfig(block_m, block_n, block_k, "dma" if itemsize == 2 else "pe")
+    transpose = "dma" if itemsize == 2 else "pe"
+    wave_m, wave_n = _wave(axes, itemsize, transpose, spec)
+    a_bytes = wave_m * spec.stationary_fmax * itemsize
+    b_bytes = wave_n * spec.moving_fmax * itemsize
+    waves_n = math.ceil(axes["N"] / (wave_n * spec.moving_fmax))
+    held = a_bytes * math.ceil(axes["K"] / spec.partitions)
+    # A transposing slice exists twice for a while: as rows and transposed.
+    slice_bytes = b_bytes + (2 * a_bytes if transpose == "pe" else a_bytes)
+    room = int(spec.sbuf_usable_bytes * _FLIGHT_SHARE) // slice_bytes
+    return MatmulConfig(
+        wave_m=wave_m,
+        wave_n=wave_n,
+        prefetch=max(1, min(_MAX_PREFETCH, room)),
+        tail=_TAIL,
+        hold_a=waves_n > 1 and held <= int(spec.sbuf_usable_bytes * _HELD_SHARE),
+        transpose=transpose,
+        hwdge=spec.generation >= 3,
+        evict_scalar=spec.generation >= 3,
+    )
 
 
-def _round_up(size: int, tile: int) -> int:
-    return -(-size // tile) * tile
+def _wave(axes: Axes, itemsize: int, transpose: str, spec: CoreSpec) -> tuple[int, int]:
+    """Return the row and column tiles of a wave: as many banks as useful, fewest loaded columns."""
+    tiles_m = math.ceil(axes["M"] / spec.stationary_fmax)
+    tiles_n = math.ceil(axes["N"] / spec.moving_fmax)
+    banks = spec.psum_banks
+    limit_m = tiles_m
+    if transpose == "pe":
+        banks -= _TRANSPOSE_BANKS
+        # The transposed slice of a wave lands in one bank (gen2 widens it to float32).
+        width = 4 if spec.generation == 2 else itemsize
+        limit_m = min(tiles_m, spec.psum_bank_bytes // (spec.stationary_fmax * width))
+    shapes = [
+        (m, n)
+        for m in range(1, min(limit_m, banks) + 1)
+        for n in range(1, min(tiles_n, banks // m) + 1)
+    ]
+    m, n = min(
+        shapes,
+        key=lambda s: (-s[0] * s[1], s[0] * spec.stationary_fmax + s[1] * spec.moving_fmax),
+    )
+    # Equal waves instead of full ones and a thin last one, which would be bound by its loads.
+    return (
+        math.ceil(tiles_m / math.ceil(tiles_m / m)),
+        math.ceil(tiles_n / math.ceil(tiles_n / n)),
+    )
 
 
-def _reduced(axes: Axes, config: MatmulConfig) -> dict[str, int]:
-    """Keep two blocks per axis, the second as ragged as the last block of the full problem."""
-    blocks = {"M": config.block_m, "N": config.block_n, "K": config.block_k}
+def _reduced(axes: Axes, config: MatmulConfig, spec: CoreSpec) -> dict[str, int]:
+    """Keep two waves per axis and one slice more than the tail, the last as ragged as in full."""
+    blocks = {
+        "M": config.wave_m * spec.stationary_fmax,
+        "N": config.wave_n * spec.moving_fmax,
+        "K": (config.tail + 1) * spec.partitions,
+    }
     return {letter: _two_blocks(axes[letter], block) for letter, block in blocks.items()}
 
 
 def _two_blocks(size: int, block: int) -> int:
     return size if size <= 2 * block else block + (size % block or block)
-
-
-def _kernel() -> Any:
-    from nki_kernels.kernels.matmul.kernel import matmul
-
-    return matmul
 
 
 def _arguments(inputs: Sequence[Any], options: Options, config: MatmulConfig) -> tuple[Any, ...]:
@@ -98,6 +123,6 @@ MATMUL = Operator(
     chain=_chain,
     configure=_configure,
     reduced=_reduced,
-    kernel=_kernel,
+    kernel=matmul,
     arguments=_arguments,
 )

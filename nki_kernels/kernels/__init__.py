@@ -1,0 +1,1 @@
+"""Plain NKI kernels. They import `nki` and their own shared pieces, nothing else."""
