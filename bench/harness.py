@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from bench.check import check, kernel_hash
@@ -35,7 +36,7 @@ def measure(entry: Entry, case: Case, dtype: str, target: str, *, full: bool) ->
         "dtype": dtype,
         "target": target,
         "lnc": _LNC,
-        "config": config._asdict(),
+        "config": dataclasses.asdict(config),
         "correct": verdict.correct,
         "checked_at": verdict.checked_at,
         "check_cached": verdict.cached,

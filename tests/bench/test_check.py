@@ -14,7 +14,6 @@ from nki_kernels.operators.shapes import parse
 
 MATMUL = ENTRIES["matmul"]
 TOY = "toy"
-AXES = {"M": 40, "N": 70, "K": 45}
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +61,7 @@ def test_an_affordable_case_is_checked_in_full_in_the_run_that_is_timed(monkeypa
 
 def test_a_large_case_is_checked_reduced_once_and_timed_by_shape(monkeypatch, unaffordable):
     axes = {"M": 400, "N": 70, "K": 45}
-    reduced = reduced_axes(MATMUL, axes, config(axes))
+    reduced = reduced_axes(MATMUL, axes, config(axes), TOY)
     assert reduced["M"] < axes["M"]
     seen = launches(monkeypatch)
     case = parse(MATMUL.op, "400x70x45")
