@@ -28,7 +28,7 @@ from nki_kernels.machine.errors import (
 )
 from nki_kernels.machine.memory import Memory, uninitialized
 from nki_kernels.machine.options import NkiWarning, Options
-from nki_kernels.machine.tensor import MAX_DIMS, MemoryRegion, NkiTensor
+from nki_kernels.machine.tensor import MemoryRegion, NkiTensor
 from nki_kernels.machine.trace import (
     Access,
     ControlWork,
@@ -40,6 +40,7 @@ from nki_kernels.machine.trace import (
     Work,
     where,
 )
+from nki_kernels.machine.views import MAX_DIMS
 
 if TYPE_CHECKING:
     from nki_kernels.machine.instruction import Instruction, Plan
@@ -169,7 +170,9 @@ class Run:
         else:
             row_bytes = extents[-1] * kind.itemsize
             partitions = nbytes // row_bytes
-        memory = "hbm" if buffer in (MemoryRegion.private_hbm, MemoryRegion.shared_hbm) else buffer.value
+        memory = (
+            "hbm" if buffer in (MemoryRegion.private_hbm, MemoryRegion.shared_hbm) else buffer.value
+        )
         tiles = self.trace.tiles
         tile = Tile(
             len(tiles), name or f"t{len(tiles)}", memory, extents, str(kind), kind.itemsize,
@@ -191,9 +194,7 @@ class Run:
             strides[dim] = strides[dim + 1] * extents[dim + 1]
         return NkiTensor(mem, extents, tuple(strides), 0, kind)
 
-    def _share(
-        self, tile: Tile, extents: tuple[int, ...], kind: DType, nbytes: int
-    ) -> NkiTensor:
+    def _share(self, tile: Tile, extents: tuple[int, ...], kind: DType, nbytes: int) -> NkiTensor:
         """The n-th shared tensor is one tensor for both cores."""
         at = self.shared_count
         self.shared_count += 1
@@ -304,13 +305,12 @@ class Run:
         if plan is None:
             plan = self._plans[key] = ins.plan(self, args)
         extra: tuple[Access, ...] = ()
+        concrete = True
         for at in plan.tensors:
             if args[at].dynamic is not None:
                 args, extra, unresolved = self._resolve(plan, args)
+                concrete = not unresolved
                 break
-        else:
-            unresolved = False
-        concrete = not unresolved
         for at in plan.reads:
             view = args[at]
             mem = view.mem
@@ -320,6 +320,28 @@ class Run:
                 concrete = False
         state = None if plan.state is None else plan.state(self, args)
         accumulates = state is not None and state is not False
+        self._execute(plan, args, state, accumulates, concrete)
+        reads = tuple([args[at].access for at in plan.reads])
+        writes = tuple([args[at].access for at in plan.writes])
+        work = plan.work
+        if accumulates:
+            reads += writes
+            if plan.updated_work is not None:
+                work = plan.updated_work
+        if extra:
+            reads += extra
+        events = self.trace.events
+        event = Event(
+            len(events), self.core, self.loop, ins.name, plan.engine, reads, writes,
+            plan.hidden_reads, plan.hidden_writes, work, self.site(2),
+        )  # fmt: skip
+        events.append(event)
+        return event
+
+    def _execute(
+        self, plan: Plan, args: tuple[Any, ...], state: Any, accumulates: bool, concrete: bool
+    ) -> None:
+        """Run the body if every operand has values; note what was written either way."""
         for at in plan.writes:
             mem = args[at].mem
             if mem.borrowed:
@@ -336,8 +358,7 @@ class Run:
             view = args[at]
             mem = view.mem
             if not concrete:
-                mem.abstract = True
-                mem.data = None
+                mem.lose_values()
             if not mem.full:
                 if view.dynamic is None:
                     mem.mark(view.region)
@@ -345,22 +366,6 @@ class Run:
                     mem.fill()
             if plan.ends_groups and mem.tile.memory == "psum":
                 mem.end_groups(view.region)
-        work = plan.work
-        reads = tuple([args[at].access for at in plan.reads])
-        writes = tuple([args[at].access for at in plan.writes])
-        if accumulates:
-            reads += writes
-            if plan.updated_work is not None:
-                work = plan.updated_work
-        if extra:
-            reads += extra
-        events = self.trace.events
-        event = Event(
-            len(events), self.core, self.loop, ins.name, plan.engine, reads, writes,
-            plan.hidden_reads, plan.hidden_writes, work, self.site(2),
-        )  # fmt: skip
-        events.append(event)
-        return event
 
     def _resolve(
         self, plan: Plan, args: tuple[Any, ...]
@@ -381,7 +386,10 @@ class Run:
             if isinstance(index, NkiTensor):
                 if not index.mem.is_written(index.region):
                     raise uninitialized(
-                        plan.opcode, f"the index of {plan.names[at]}", index, where(self.kernel_site())
+                        plan.opcode,
+                        f"the index of {plan.names[at]}",
+                        index,
+                        where(self.kernel_site()),
                     )
                 indices.append(index.access)
                 unknown |= index.mem.abstract

@@ -43,7 +43,7 @@ class DType(str):
         return self
 
     def __repr__(self) -> str:
-        return f"nl.{str(self)}"
+        return f"nl.{self!s}"
 
     @property
     def is_float(self) -> bool:

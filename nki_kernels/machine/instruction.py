@@ -126,7 +126,8 @@ class Instruction:
             if not isinstance(value, NkiTensor):
                 hint = "allocate one with nl.ndarray and pass it"
                 raise self.violation(
-                    run, [f"{name} is {type(value).__name__} {value!r}; it must be a tensor: {hint}"]
+                    run,
+                    [f"{name} is {type(value).__name__} {value!r}; it must be a tensor: {hint}"],
                 )
         if "engine" in ops.values and not isinstance(ops["engine"], Engine):
             raise self.violation(
@@ -248,7 +249,10 @@ def instruction(
 
 
 def _entry(
-    ins: Instruction, params: list[inspect.Parameter], unkeyed: tuple[str, ...], lists: tuple[str, ...]
+    ins: Instruction,
+    params: list[inspect.Parameter],
+    unkeyed: tuple[str, ...],
+    lists: tuple[str, ...],
 ) -> Callable[..., NkiInstruction]:
     """Generate the entry point: Python binds the arguments, nothing is looked up by name."""
     space: dict[str, Any] = {
@@ -280,7 +284,7 @@ def _entry(
     )  # fmt: skip
     # A generated entry point, not a wrapper taking *args: binding by inspect costs more than the
     # whole budget of an instruction.
-    exec(compile(code, f"<nisa.{ins.name}>", "exec"), space)  # noqa: S102
+    exec(compile(code, f"<nisa.{ins.name}>", "exec"), space)
     entry = cast(Callable[..., NkiInstruction], space[ins.name])
     entry.__doc__ = ins.body.__doc__
     entry.__module__ = ins.body.__module__

@@ -200,7 +200,9 @@ class _Arguments:
         self, run: Run, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the arguments with arrays replaced by HBM tensors."""
-        names = list(self.function.__code__.co_varnames) if hasattr(self.function, "__code__") else []
+        names = (
+            list(self.function.__code__.co_varnames) if hasattr(self.function, "__code__") else []
+        )
         names += [f"argument {i}" for i in range(len(names), len(args))]
         new_args = tuple(self._bind(run, n, a) for n, a in zip(names, args, strict=False))
         new_kwargs = {n: self._bind(run, n, a) for n, a in kwargs.items()}

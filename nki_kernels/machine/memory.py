@@ -84,6 +84,14 @@ class Memory:
         self.data = spare.pop() if spare else np.empty(nbytes, np.uint8)
         return self.data
 
+    def lose_values(self) -> None:
+        """Become a shape without values."""
+        self.abstract = True
+        if self.data is not None and not self.borrowed:
+            self._pool.setdefault(self.data.nbytes, []).append(self.data)
+        self.data = None
+        self.borrowed = False
+
     def own(self) -> None:
         """Copy bytes borrowed from the caller before the first write to them."""
         if self.borrowed:

@@ -194,14 +194,20 @@ _TABLE: tuple[Op, ...] = (
     Op("gelu", activation=lambda x: x * _phi(x), table="gelu"),
     Op("gelu_dx", activation=_gelu_dx, table="gelu"),
     Op("gelu_apprx_tanh", activation=_gelu_tanh, table="gelu"),
-    Op("gelu_apprx_sigmoid", activation=lambda x: x * _sigmoid(np.float32(1.702) * x), table="gelu"),
+    Op(
+        "gelu_apprx_sigmoid", activation=lambda x: x * _sigmoid(np.float32(1.702) * x), table="gelu"
+    ),
     Op("gelu_apprx_sigmoid_dx", activation=_gelu_sigmoid_dx, table="gelu"),
     Op("silu", activation=lambda x: x * _sigmoid(x), table="silu"),
     Op("silu_dx", activation=_silu_dx, table="silu"),
     Op("softplus", activation=_softplus, table="softplus"),
     Op("mish", activation=lambda x: x * np.tanh(_softplus(x)), table="mish"),
     Op("erf", activation=_erf, table="erf"),
-    Op("erf_dx", activation=lambda x: np.float32(2 / math.sqrt(math.pi)) * np.exp(-x * x), table="erf"),
+    Op(
+        "erf_dx",
+        activation=lambda x: np.float32(2 / math.sqrt(math.pi)) * np.exp(-x * x),
+        table="erf",
+    ),
     Op("sin", activation=_sin, domain=(-math.pi, math.pi), table="sin"),
     Op("arctan", activation=np.arctan, domain=(-math.pi / 2, math.pi / 2), table="arctan"),
     Op("sign", activation=np.sign),

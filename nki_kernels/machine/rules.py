@@ -189,7 +189,9 @@ class AtMost(Rule):
         return None
 
     def __str__(self) -> str:
-        bounds = [f"{f} {what}" for f, what in ((self.partitions, "rows"), (self.free, "columns")) if f]
+        bounds = [
+            f"{f} {what}" for f, what in ((self.partitions, "rows"), (self.free, "columns")) if f
+        ]
         return f"`{self.operand}` at most {', '.join(bounds)}"
 
 

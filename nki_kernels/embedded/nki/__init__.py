@@ -7,6 +7,7 @@ and meanings are those of NKI 0.6.0; where the documents leave a gap, the docstr
 from __future__ import annotations
 
 from nki import isa, language, typing
+
 from nki_kernels.machine.launch import Kernel, jit, simulate
 
 __version__ = "0.6.0+embedded"

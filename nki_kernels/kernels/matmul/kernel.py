@@ -51,11 +51,13 @@ def matmul(a, b, out_dtype, config):
 
     Dimensions:
         M, N, K: any size >= 1; ragged edges are sliced, not padded.
+
     Args:
         a: [M, K] HBM, bfloat16 | float16 | float32.
         b: [K, N] HBM, dtype of a.
         out_dtype: dtype of the result.
         config: MatmulConfig.
+
     Returns:
         [M, N] HBM, out_dtype.
     Data flow: HBM -> SBUF (A transposed by DMA, or by PE through PSUM) -> PSUM -> SBUF -> HBM.

@@ -23,6 +23,7 @@ from nki.isa.enums import (
 from nki.isa.matmul import nc_matmul, nc_transpose
 from nki.isa.register import register_alloc, register_load, register_move, register_store
 from nki.isa.select import iota
+
 from nki_kernels.machine.core import VirtualRegister, current
 from nki_kernels.machine.errors import RuleViolation as NkiValidationError
 from nki_kernels.machine.instruction import NkiInstruction

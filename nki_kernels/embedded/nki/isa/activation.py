@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-
 from nki.isa.enums import reduce_cmd as reduce_commands
+
 from nki_kernels.hardware.spec import Engine
 from nki_kernels.machine import dtypes, work
 from nki_kernels.machine.core import float_values

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-
 from nki.isa.enums import dge_mode as dge_modes
 from nki.isa.enums import oob_mode as oob_modes
+
 from nki_kernels.hardware.spec import Engine
 from nki_kernels.machine import dtypes, work
 from nki_kernels.machine.dtypes import Array
@@ -89,7 +89,9 @@ class _Indirect(Rule):
         if index.dtype not in (dtypes.int32, dtypes.uint32):
             return f"the vector_offset of {name} is {index.dtype}; it must be int32 or uint32"
         if ops["dge_mode"] not in (dge_modes.unknown, dge_modes.swdge):
-            return f"vector_offset with dge_mode={ops['dge_mode'].name}; it needs swdge (or unknown)"
+            return (
+                f"vector_offset with dge_mode={ops['dge_mode'].name}; it needs swdge (or unknown)"
+            )
         other = ops["dst"] if name == "src" else ops["src"]
         if ops.opcode == "dma_copy" and other.shape[0] != view.shape[0]:
             return (
@@ -128,7 +130,7 @@ def _rows(view: NkiTensor) -> _Rows:
         starts = [view.offset + int(i) * dynamic.scale for i in flat]
     reach = sum((n - 1) * s for n, s in zip(view.shape[1:], view.strides[1:], strict=True))
     limit = view.mem.nbytes // view.dtype.itemsize
-    return _Rows(starts, [0 <= s and s + reach < limit for s in starts], view)
+    return _Rows(starts, [s >= 0 and s + reach < limit for s in starts], view)
 
 
 def _require_inside(what: str, rows: _Rows, mode: oob_modes) -> None:
@@ -238,11 +240,18 @@ class _TransposeMode(Rule):
         src, mode = ops["src"], ops["dge_mode"]
         gathers = src.dynamic is not None and src.dynamic.kind == "vector"
         if mode is dge_modes.swdge and not gathers:
-            return "dge_mode=swdge without a vector_offset; a direct transpose takes unknown or hwdge"
+            return (
+                "dge_mode=swdge without a vector_offset; a direct transpose takes unknown or hwdge"
+            )
         if mode is dge_modes.hwdge:
             first = (16,) if src.ndim == 2 else (1, 2, 4, 8, 16)
             rows = src.shape[0] * (src.shape[-2] if src.ndim > 2 else 1)
-            if src.shape[0] not in first or rows % 16 or src.shape[-1] > 128 or src.dtype.itemsize != 2:
+            if (
+                src.shape[0] not in first
+                or rows % 16
+                or src.shape[-1] > 128
+                or src.dtype.itemsize != 2
+            ):
                 return (
                     f"hwdge transpose of src {list(src.shape)} {src.dtype}; it takes 2-byte elements, at most "
                     "128 columns, and 16 rows in 2-D (shape[0] in 1, 2, 4, 8, 16 with shape[0] * shape[-2] a "

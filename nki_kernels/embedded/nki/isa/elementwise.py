@@ -136,7 +136,9 @@ def _ops_problem(ops: Operands, tokens: tuple[Any, ...], data: tuple[str, ...]) 
         if len({v.dtype.itemsize for _, v in views}) > 1:
             return f"bitvec operator {table[0]!r} on different widths; bits are never converted"
         if ops.engine is not Engine.vector:
-            return f"bitvec operator {table[0]!r} on {ops.engine.name}; it runs on the vector engine"
+            return (
+                f"bitvec operator {table[0]!r} on {ops.engine.name}; it runs on the vector engine"
+            )
     return None
 
 
@@ -241,7 +243,9 @@ class _TensorScalarOps(Rule):
 
     def problem(self, ops: Operands) -> str | None:
         op1, operand1 = ops["op1"], ops["operand1"]
-        if (op1 is None) != (operand1 is None) and not (op1 is not None and operator(op1).arity == 1):
+        if (op1 is None) != (operand1 is None) and not (
+            op1 is not None and operator(op1).arity == 1
+        ):
             return f"op1={op1!r} with operand1={operand1!r}; give both or neither"
         found = _ops_problem(ops, (ops["op0"], op1), ("data",))
         if found is not None:
@@ -265,7 +269,9 @@ class _TensorScalarOps(Rule):
                     return f"{name}={value!r} for bitvec {op!r}; it must be an integer"
             elif isinstance(value, NkiTensor):
                 if value.dtype != dtypes.float32:
-                    return f"{name} is {value.dtype}; a vector operand of arithmetic must be float32"
+                    return (
+                        f"{name} is {value.dtype}; a vector operand of arithmetic must be float32"
+                    )
             elif not isinstance(value, (int, float, np.integer, np.floating)):
                 return f"{name}={value!r}; it must be a number or a float32 [P, 1] tile"
         return None
@@ -313,7 +319,9 @@ def _tensor_scalar_engine(ops: Operands) -> Engine:
         PerPartition("operand1", "data"),
         _TensorScalarOps(),
     ),
-    cost=work.stream("tensor_scalar", data=("data",), vectors=("operand0", "operand1"), function="op0"),
+    cost=work.stream(
+        "tensor_scalar", data=("data",), vectors=("operand0", "operand1"), function="op0"
+    ),
     source="nki.isa.tensor_scalar; cost: max(64, N) cycles (NKI 2.26), trn2 laws",
 )
 def tensor_scalar(
@@ -358,7 +366,9 @@ def tensor_scalar(
     _compute(run, second, target, *_pair(second, middle, operand1, reverse1, run, "c"))
 
 
-def _pair(op: Op, values: Array, operand: Any, reverse: bool, run: Run, slot: str) -> tuple[Any, ...]:
+def _pair(
+    op: Op, values: Array, operand: Any, reverse: bool, run: Run, slot: str
+) -> tuple[Any, ...]:
     """Return the operator's arguments in order; a [P, 1] vector broadcasts over the free axes."""
     if op.arity == 1:
         return (values,)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-
 from nki.isa.enums import matmul_perf_mode
+
 from nki_kernels.hardware.spec import Engine
 from nki_kernels.machine import dtypes, work
 from nki_kernels.machine.core import Run, float_values, write_values
@@ -21,7 +21,6 @@ from nki_kernels.machine.rules import (
     DtypeIn,
     Operands,
     Rule,
-    SameDtype,
     memory,
 )
 from nki_kernels.machine.tensor import NkiTensor
@@ -37,9 +36,7 @@ class _Contraction(Rule):
     def problem(self, ops: Operands) -> str | None:
         dst, stationary, moving = ops["dst"], ops["stationary"], ops["moving"]
         double = work.mode_name(ops["perf_mode"]) == "double_row"
-        given = (
-            f"stationary {list(stationary.shape)}, moving {list(moving.shape)}, dst {list(dst.shape)}"
-        )
+        given = f"stationary {list(stationary.shape)}, moving {list(moving.shape)}, dst {list(dst.shape)}"
         if double and any(v.ndim < 3 or v.shape[1] != 2 for v in (stationary, moving)):
             return f"{given}: double_row operands are [K, 2, columns]; reshape them"
         if stationary.shape[0] != moving.shape[0]:
@@ -50,7 +47,9 @@ class _Contraction(Rule):
         per_row = 2 if double else 1
         m, n = stationary.free_size // per_row, moving.free_size // per_row
         if dst.shape[0] != m or dst.free_size != n:
-            return f"{given}: dst must be [{m}, {n}], stationary columns by moving columns; slice dst"
+            return (
+                f"{given}: dst must be [{m}, {n}], stationary columns by moving columns; slice dst"
+            )
         return None
 
     def __str__(self) -> str:
@@ -98,11 +97,17 @@ class _MatmulDtypes(Rule):
         if generation < 4 and dtypes.float8_e4m3fn in (a, b):
             return f"float8_e4m3fn on {ops.spec.name}; it needs gen4: use float8_e4m3"
         if {a, b} == {dtypes.float8_e4m3, dtypes.float8_e4m3fn}:
-            return "float8_e4m3 with float8_e4m3fn; the two formats cannot meet: convert one operand"
+            return (
+                "float8_e4m3 with float8_e4m3fn; the two formats cannot meet: convert one operand"
+            )
         if work.mode_name(ops["perf_mode"]) == "double_row" and not {a, b} <= set(dtypes.FP8):
             return f"double_row with {a} and {b}; it needs fp8 operands"
         if ops["is_transpose"] and generation >= 3:
-            return None if dst == a else f"is_transpose writes {dst}; dst must have the data's type {a}"
+            return (
+                None
+                if dst == a
+                else f"is_transpose writes {dst}; dst must have the data's type {a}"
+            )
         allowed = (dtypes.float32,) if generation < 4 else (dtypes.float32, dtypes.bfloat16)
         if dst not in allowed:
             names = " or ".join(str(d) for d in allowed)
@@ -313,7 +318,9 @@ class _TransposeOperands(Rule):
         if ops.spec.generation == 2 and ops.engine is Engine.tensor and data.dtype.itemsize == 2:
             wanted = dtypes.float32
         if dst.dtype != wanted:
-            return f"data {data.dtype} into dst {dst.dtype}; dst must be {wanted} on {ops.spec.name}"
+            return (
+                f"data {data.dtype} into dst {dst.dtype}; dst must be {wanted} on {ops.spec.name}"
+            )
         if ops.engine is Engine.tensor and data.dtype.itemsize == 1 and work.inner_step(dst) != 2:
             return (
                 f"1-byte {data.dtype} with a dst step of {work.inner_step(dst)} bytes; each result takes 16 "
@@ -363,5 +370,3 @@ def nc_transpose(
         odd = (dst.offset + 1, dst.shape, dst.strides, 1)
         dst.mem.array(odd, np.uint8)[...] = 0
         dst.mem.mark(odd)
-
-

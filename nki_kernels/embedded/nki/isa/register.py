@@ -73,10 +73,12 @@ def register_store(dst: NkiTensor, src: VirtualRegister) -> None:
     if mem.borrowed:
         mem.own()
     if not src.known or (mem.abstract and not mem.covers(dst.region)):
-        mem.abstract, mem.data = True, None
+        mem.lose_values()
     else:
         mem.abstract = False
-        dtypes.store(mem.array(dst.region, dst.dtype.host), np.full(dst.shape, src.read(), np.int64))
+        dtypes.store(
+            mem.array(dst.region, dst.dtype.host), np.full(dst.shape, src.read(), np.int64)
+        )
     mem.mark(dst.region)
     run.control(
         "register_store", ControlWork("register_store"),
@@ -102,8 +104,12 @@ def _element(view: NkiTensor, run: Run, what: str, operand: str) -> None:
     if not isinstance(view, NkiTensor) or view.size != 1:
         raise ShapeError(f"{what}: {operand}={view!r}; it must be a tensor of one element")
     if view.mem.tile.memory == "psum":
-        raise RuleViolation(f"{what}: {operand} is in PSUM; registers reach HBM and SBUF: copy it to SBUF")
+        raise RuleViolation(
+            f"{what}: {operand} is in PSUM; registers reach HBM and SBUF: copy it to SBUF"
+        )
     if view.dtype.itemsize > 4 or view.dtype.kind == "packed":
-        raise DtypeError(f"{what}: {operand} is {view.dtype}; it must have at most 32 bits, unpacked")
+        raise DtypeError(
+            f"{what}: {operand} is {view.dtype}; it must have at most 32 bits, unpacked"
+        )
     if not view.dtype.is_integer and view.dtype.itemsize != 4:
         raise DtypeError(f"{what}: {operand} is {view.dtype}; floats must be 32 bits wide")

@@ -25,7 +25,9 @@ class _Pattern(Rule):
     def problem(self, ops: Operands) -> str | None:
         pattern, dst = ops["pattern"], ops["dst"]
         pairs = isinstance(pattern, tuple) and all(
-            isinstance(p, tuple) and len(p) == 2 and all(isinstance(v, (int, np.integer)) for v in p)
+            isinstance(p, tuple)
+            and len(p) == 2
+            and all(isinstance(v, (int, np.integer)) for v in p)
             for p in pattern
         )
         if not pairs or not 1 <= len(pattern) <= 4:
@@ -50,7 +52,9 @@ def affine(
     partitions: int, pattern: Sequence[Sequence[int]], offset: int, channel_multiplier: int
 ) -> Array:
     """Return int32 offset + p * channel_multiplier + sum(index * step), [P, N], wrapping at 32 bits."""
-    total = np.int64(offset) + np.arange(partitions, dtype=np.int64)[:, None] * int(channel_multiplier)
+    total = np.int64(offset) + np.arange(partitions, dtype=np.int64)[:, None] * int(
+        channel_multiplier
+    )
     line = np.zeros(1, np.int64)
     for step, count in pattern:
         line = (line[:, None] + np.arange(count, dtype=np.int64) * int(step)).reshape(-1)

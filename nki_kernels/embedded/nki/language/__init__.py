@@ -88,6 +88,7 @@ from nki.language.tensors import (
     zeros,
     zeros_like,
 )
+
 from nki_kernels.machine.dtypes import (
     DType,
     bfloat16,

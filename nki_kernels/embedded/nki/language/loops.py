@@ -60,7 +60,9 @@ def fori_loop(
     run.iterate(range(_bound(lower, "lower"), _bound(upper, "upper"), int(step)), body)
 
 
-def while_loop(init: VirtualRegister, body_fun: Callable[[VirtualRegister], VirtualRegister]) -> None:
+def while_loop(
+    init: VirtualRegister, body_fun: Callable[[VirtualRegister], VirtualRegister]
+) -> None:
     """Run ``r = body_fun(r)`` on the device while r != 0, starting from ``r = init``."""
     run = current("nl.while_loop")
     if not isinstance(init, VirtualRegister):

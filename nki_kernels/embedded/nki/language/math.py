@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from nki import isa
+
 from nki_kernels.machine.core import current
 from nki_kernels.machine.errors import RuleViolation
 from nki_kernels.machine.operators import OPS

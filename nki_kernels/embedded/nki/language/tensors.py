@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from nki import isa
+
 from nki_kernels.hardware.spec import CoreSpec
 from nki_kernels.machine.core import current
 from nki_kernels.machine.dtypes import uint8
