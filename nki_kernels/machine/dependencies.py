@@ -9,7 +9,7 @@ looks as it has neighbours.
 from __future__ import annotations
 
 import enum
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from nki_kernels.hardware.spec import Engine
 from nki_kernels.machine.placement import Placement
@@ -17,9 +17,14 @@ from nki_kernels.machine.trace import Access, DmaWork, Event, Tile, Trace
 
 #: Boxes of one tile that are compared one by one before a grid is laid over it.
 _SCAN = 32
-_GRID = 4096
+_CELLS = 4096
+_ROW_CELLS = 256
+#: A box over more cells than this is compared with every other.
 _LARGE = 64
 _ENGINES = max(Engine) + 1
+
+#: An access without its tile.
+_Pattern: TypeAlias = tuple[int, tuple[int, ...], tuple[int, ...], int, bool]
 
 
 class Wait(enum.IntEnum):
@@ -31,11 +36,7 @@ class Wait(enum.IntEnum):
     reuse_read = 3
 
 
-class Edge(NamedTuple):
-    """Wait for a moment of event number `event`."""
-
-    event: int
-    wait: Wait
+_WAITS = tuple(Wait)
 
 
 class Axis(NamedTuple):
@@ -121,71 +122,101 @@ def _extent(dims: list[tuple[int, int]], unit: int) -> tuple[int, int, int]:
 
 
 class _Node:
-    """One distinct box of a tile: its last writer, the readers since, and whom it overlaps."""
+    """One distinct box of a tile: its last writer, the readers since, and whom it overlaps.
+
+    Tuples of numbers instead of lists: a long trace keeps many, and the collector skips them.
+    """
 
     __slots__ = ("box", "near", "readers", "writer")
 
     def __init__(self, box: Box) -> None:
         self.box = box
-        self.near: list[_Node] = [self]
+        self.near: list[_Node] | None = None
         self.writer = -1
-        self.readers: list[int] = []
+        self.readers: tuple[int, ...] = ()
+
+    def join(self, other: _Node) -> None:
+        """Note that this box and another share bytes."""
+        for node, neighbour in ((self, other), (other, self)):
+            if node.near is None:
+                node.near = [node]
+            node.near.append(neighbour)
 
 
-class _TileBoxes:
-    """The boxes of one tile, found by access pattern."""
+class _Grid:
+    """Cells over a tile that has many boxes, so that a new one meets only its neighbourhood."""
 
-    __slots__ = ("_cell", "_cells", "_known", "_large", "_nodes", "_rows", "nodes")
-
-    def __init__(self, tile: Tile) -> None:
-        self.nodes: dict[tuple[object, ...], _Node] = {}
-        self._known: dict[Box, _Node] = {}
-        self._nodes: list[_Node] = []
+    def __init__(self, tile: Tile, nodes: list[_Node]) -> None:
         self._large: list[_Node] = []
         self._cells: dict[tuple[int, int], list[_Node]] = {}
-        rows = min(max(1, tile.partitions), _LARGE)
+        # On chip a box spans partitions and is told apart by its columns; in HBM, by its rows.
+        rows = 1 if tile.memory != "hbm" else min(max(1, tile.partitions), _ROW_CELLS)
         self._rows = -(-max(1, tile.partitions) // rows)
-        self._cell = -(-max(1, tile.row_bytes) // (_GRID // rows))
-
-    def add(self, access: Access, key: tuple[object, ...]) -> _Node:
-        """Return the node of a new access pattern."""
-        box = box_of(access)
-        node = self._known.get(box)
-        if node is None:
-            node = self._known[box] = _Node(box)
-            for other in self._candidates(box):
-                if box.meets(other.box):
-                    node.near.append(other)
-                    other.near.append(node)
-            self._insert(node)
-        self.nodes[key] = node
-        return node
+        self._columns = -(-max(1, tile.row_bytes) // (_CELLS // rows))
+        for node in nodes:
+            self.insert(node)
 
     def _span(self, box: Box) -> list[tuple[int, int]] | None:
-        """Return the grid cells of a box, or None for one that covers many."""
+        """Return the cells of a box, or None for one that covers many."""
         r0, r1 = box.rows.low // self._rows, (box.rows.high - 1) // self._rows
-        c0, c1 = box.columns.low // self._cell, (box.columns.high - 1) // self._cell
+        c0, c1 = box.columns.low // self._columns, (box.columns.high - 1) // self._columns
         if (r1 - r0 + 1) * (c1 - c0 + 1) > _LARGE:
             return None
         return [(r, c) for r in range(r0, r1 + 1) for c in range(c0, c1 + 1)]
 
-    def _candidates(self, box: Box) -> list[_Node]:
-        if len(self._nodes) <= _SCAN:
-            return self._nodes
-        cells = self._span(box)
-        if cells is None:
-            return self._nodes
-        found = {id(n): n for cell in cells for n in self._cells.get(cell, ())}
-        return [*self._large, *found.values()]
-
-    def _insert(self, node: _Node) -> None:
-        self._nodes.append(node)
+    def insert(self, node: _Node) -> None:
+        """Add a node to its cells."""
         cells = self._span(node.box)
         if cells is None:
             self._large.append(node)
             return
         for cell in cells:
             self._cells.setdefault(cell, []).append(node)
+
+    def near(self, box: Box) -> list[_Node] | None:
+        """Return the nodes that share a cell with `box`; None for all of them."""
+        cells = self._span(box)
+        if cells is None:
+            return None
+        found = {id(node): node for cell in cells for node in self._cells.get(cell, ())}
+        return [*self._large, *found.values()]
+
+
+class _TileBoxes:
+    """The distinct boxes of one tile, by access pattern."""
+
+    __slots__ = ("_grid", "_known", "nodes")
+
+    def __init__(self) -> None:
+        self.nodes: dict[_Pattern, _Node] = {}
+        self._known: dict[Box, _Node] | None = None
+        self._grid: _Grid | None = None
+
+    def add(self, pattern: _Pattern, box: Box, tile: Tile) -> int:
+        """Add the node of a new access pattern; return the boxes it was compared with."""
+        if not self.nodes:
+            self.nodes[pattern] = _Node(box)
+            return 0
+        known = self._known
+        if known is None:
+            known = self._known = {node.box: node for node in self.nodes.values()}
+        node = known.get(box)
+        if node is not None:
+            self.nodes[pattern] = node
+            return 0
+        node = _Node(box)
+        if self._grid is None and len(known) > _SCAN:
+            self._grid = _Grid(tile, list(known.values()))
+        near = None if self._grid is None else self._grid.near(box)
+        others = known.values() if near is None else near
+        for other in others:
+            if box.meets(other.box):
+                node.join(other)
+        compared = len(others)
+        known[box] = self.nodes[pattern] = node
+        if self._grid is not None:
+            self._grid.insert(node)
+        return compared
 
 
 class _Uses:
@@ -203,19 +234,23 @@ class Dependencies:
     """Edges of a trace, event by event.
 
     Attributes:
-        edges: per event, the waits that are not implied by an earlier event of the same queue.
+        edges: per event, the waits that are not implied by an earlier event of the same queue;
+            each is ``4 * event + wait`` (`split` takes it apart).
         banks: per event of Vector or Scalar that touches PSUM, keys of the banks it touches.
         looks: box comparisons and neighbour visits made, the measure of the work done.
     """
 
     def __init__(self, trace: Trace, placement: Placement | None) -> None:
-        self.edges: list[tuple[Edge, ...]] = []
+        self.edges: list[tuple[int, ...]] = []
         self.banks: dict[int, tuple[int, ...]] = {}
         self.looks = 0
-        self._events = trace.events
         self._bank_bytes = trace.spec.psum_bank_bytes
-        self._tiles: dict[tuple[int, int], _TileBoxes] = {}
-        self._written = {(e.core, a.tile.id) for e in trace.events for a in e.writes}
+        self._engines = [event.engine for event in trace.events]
+        self._cores = 1 + max((event.core for event in trace.events), default=0)
+        self._tiles: dict[int, _TileBoxes] = {}
+        self._boxes: dict[tuple[_Pattern, int, int], Box] = {}
+        #: Tiles some event of the core writes: nothing ever waits for the others.
+        self._written = {a.tile.id * self._cores + e.core for e in trace.events for a in e.writes}
         self._registers: dict[tuple[int, str], int] = {}
         self._before = {} if placement is None else placement.predecessors
         self._aliases = {} if placement is None else placement.aliases
@@ -223,18 +258,17 @@ class Dependencies:
         self._reused.update(self._aliases)
         self._uses: dict[int, _Uses] = {}
         self._gated: set[tuple[int, int]] = set()
-        #: Latest event a queue has waited for, per consumer port and producer: starts are in order.
-        self._seen: dict[tuple[int, int, int], int] = {}
+        #: Latest event a queue has waited for, by consumer port, producer and moment: later events
+        #: of the queue start no earlier, so they need not wait for it again.
+        self._seen: dict[tuple[int, int], int] = {}
         self._found: dict[int, int] = {}
         for number, event in enumerate(trace.events):
             self.edges.append(self._event(number, event))
 
-    def _event(self, number: int, event: Event) -> tuple[Edge, ...]:
-        found = self._found
-        found.clear()
-        engine = event.engine
+    def _event(self, number: int, event: Event) -> tuple[int, ...]:
+        self._found.clear()
         work = event.work
-        port = int(engine)
+        port: int = event.engine
         if isinstance(work, DmaWork):
             port = _ENGINES + work.queue
         for access in event.reads:
@@ -244,76 +278,82 @@ class Dependencies:
         for name in event.hidden_reads:
             writer = self._registers.get((event.core, name))
             if writer is not None:
-                self._want(writer, Wait.result, engine)
+                self._want(writer, Wait.result, event.engine)
         for name in event.hidden_writes:
             if name.startswith("register:"):
                 self._registers[event.core, name] = number
         if self._reused:
             self._record_uses(number, event)
-        return self._edges(event.core, port)
+        return self._edges(event.core * 2 * _ENGINES + port) if self._found else ()
 
     def _access(
         self, number: int, event: Event, access: Access, port: int, *, writes: bool
     ) -> None:
         tile = access.tile
-        where = (event.core, tile.id)
+        where = tile.id * self._cores + event.core
         if where not in self._written:
             return
         boxes = self._tiles.get(where)
         if boxes is None:
-            boxes = self._tiles[where] = _TileBoxes(tile)
-        key = access[1:]
-        node = boxes.nodes.get(key)
+            boxes = self._tiles[where] = _TileBoxes()
+        pattern = access[1:]
+        node = boxes.nodes.get(pattern)
         if node is None:
-            node = boxes.add(access, key)
+            self.looks += boxes.add(pattern, self._box(access, pattern), tile)
+            node = boxes.nodes[pattern]
         engine = event.engine
-        self.looks += len(node.near)
         # The array writes PSUM in order and adds in place: it never waits for itself.
         itself = engine if engine is Engine.tensor and tile.memory == "psum" else None
-        events = self._events
-        for near in node.near:
-            if near.writer >= 0 and events[near.writer].engine is not itself:
+        nodes = node.near or (node,)
+        self.looks += len(nodes)
+        for near in nodes:
+            if near.writer >= 0 and self._engines[near.writer] is not itself:
                 self._want(near.writer, Wait.result, engine)
             if writes:
                 for reader in near.readers:
                     if reader != number:
                         self._want(reader, Wait.read, engine)
         if writes:
-            node.writer = number
-            node.readers = []
+            node.writer, node.readers = number, ()
         else:
-            self._read(number, event, node)
+            self._read(number, engine, node)
         if tile.memory == "psum" and engine in (Engine.vector, Engine.scalar):
             self.banks[number] = (*self.banks.get(number, ()), *self._bank_keys(tile, node.box))
         if tile.id in self._before or tile.id in self._aliases:
             self._reuse(tile.id, port, engine)
 
-    def _read(self, number: int, event: Event, node: _Node) -> None:
+    def _box(self, access: Access, pattern: _Pattern) -> Box:
+        """Return the box of an access; tiles of one geometry share their boxes."""
+        key = (pattern, access.tile.row_bytes, access.tile.partitions)
+        box = self._boxes.get(key)
+        if box is None:
+            box = self._boxes[key] = box_of(access)
+        return box
+
+    def _read(self, number: int, engine: Engine, node: _Node) -> None:
         """Remember a reader; of an in-order engine only its last."""
-        readers = node.readers
-        if event.engine is not Engine.dma:
-            for at, other in enumerate(readers):
-                if self._events[other].engine is event.engine:
-                    readers[at] = number
-                    return
-        readers.append(number)
+        others = node.readers
+        if others and engine is not Engine.dma:
+            others = tuple([r for r in others if self._engines[r] is not engine])
+        node.readers = (*others, number)
 
     def _bank_keys(self, tile: Tile, box: Box) -> tuple[int, ...]:
         first = box.columns.low // self._bank_bytes
         last = (box.columns.high - 1) // self._bank_bytes
-        return tuple(tile.id * _GRID + bank for bank in range(first, last + 1))
+        return tuple(tile.id * _CELLS + bank for bank in range(first, last + 1))
 
     def _want(self, event: int, wait: Wait, engine: Engine) -> None:
-        """Collect a wait; of one in-order engine and kind only the latest counts."""
-        producer = self._events[event].engine
+        """Collect a wait; of one in-order engine and kind only the latest counts.
+
+        An engine does not wait to overwrite what it read itself: it reads in order.
+        """
+        producer = self._engines[event]
         if producer is Engine.dma:
             self._found[-1 - event * 4 - wait] = event
-            return
-        if producer is engine and wait in (Wait.read, Wait.reuse_read):
-            return
-        key = producer * 4 + wait
-        if self._found.get(key, -1) < event:
-            self._found[key] = event
+        elif producer is not engine or not wait & 1:
+            key = producer * 4 + wait
+            if self._found.get(key, -1) < event:
+                self._found[key] = event
 
     def _reuse(self, tile: int, port: int, engine: Engine) -> None:
         """Wait for the tiles whose memory this one reuses; once per queue: starts are in order."""
@@ -341,19 +381,21 @@ class Dependencies:
                         uses = self._uses[tile] = _Uses()
                     (uses.writers if writes else uses.readers)[key] = number
 
-    def _edges(self, core: int, port: int) -> tuple[Edge, ...]:
-        if not self._found:
-            return ()
+    def _edges(self, port: int) -> tuple[int, ...]:
         edges = []
         seen = self._seen
         for key, event in self._found.items():
-            if key >= 0:
-                # One column for results and one for reads: a reuse waits for the same moment.
-                column = (core * 64 + port, key // 4, key & 1)
-                if seen.get(column, -1) >= event:
-                    continue
+            if key < 0:
+                edges.append(-1 - key)
+                continue
+            # Reused memory waits for the same two moments as bytes do: one column for both.
+            column = (port, key & ~2)
+            if seen.get(column, -1) < event:
                 seen[column] = event
-                edges.append(Edge(event, Wait(key & 3)))
-            else:
-                edges.append(Edge(event, Wait((-1 - key) & 3)))
+                edges.append(event * 4 + (key & 3))
         return tuple(edges)
+
+
+def split(edge: int) -> tuple[int, Wait]:
+    """Return the event an edge waits for, and what of it."""
+    return edge >> 2, _WAITS[edge & 3]

@@ -28,7 +28,7 @@ from nki_kernels.machine.costs import (
     pe_timing,
     stream_timing,
 )
-from nki_kernels.machine.dependencies import Dependencies, Wait
+from nki_kernels.machine.dependencies import Dependencies, Wait, split
 from nki_kernels.machine.placement import Placement
 from nki_kernels.machine.servers import Core, Pair, Queue, Record, handoffs
 from nki_kernels.machine.stream_costs import COPIES
@@ -214,14 +214,14 @@ class _Scheduler:
         ready, cause, source = 0.0, Cause.launch, -1
         consumer = event.engine
         for edge in self.dependencies.edges[number]:
-            other, wait = edge
+            other = edge >> 2
             if not record.done[other]:
                 self._waiting.setdefault(other, []).append((core, queue))
                 return
-            moment = record.read[other] if wait & 1 else record.result[other]
+            moment = record.read[other] if edge & 1 else record.result[other]
             moment += self._handoff[self.trace.events[other].engine][consumer]
             if moment > ready:
-                ready, cause, source = moment, _WAIT_CAUSE[wait], other
+                ready, cause, source = moment, _WAIT_CAUSE[split(edge)[1]], other
         free, why = queue.dispatched, Cause.engine
         if consumer is Engine.dma:
             if queue.triggers > free:
