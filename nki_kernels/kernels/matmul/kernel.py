@@ -5,7 +5,11 @@ A wave streams the contraction in slices of 128 rows: one slice of A, transposed
 every tile of the wave, so a slice of 128 x (512 + 1024) bf16 pays 1.1 us of DMA for 1.7 us of
 Tensor engine. Nothing but PE limits a large product; the rest of this file keeps PE fed:
 
-* slices are loaded `prefetch` steps ahead, across waves, so no load waits behind a store;
+* slices are loaded `prefetch` steps ahead, across waves;
+* B and the stores of C share one DMA queue, A has another: a store that waits for its eviction then
+  holds back loads of B that are not urgent, and never those of A (with A behind the stores, the
+  next block of rows starts 12 us late at 2048^3; with stores behind A, B runs so far ahead that A
+  waits in the DMA engines);
 * the last `tail` slices of a wave run tile by tile: accumulators finish one after another, and
   their eviction hides under the tiles that follow;
 * evictions alternate between Vector and Scalar, which need 633 and 529 ns for a bank that PE fills
@@ -208,5 +212,7 @@ def _finish(c, step, accumulators, pending, started, config):
         nisa.tensor_copy(dst=row[:, n_from:n_to], src=tile["psum"], engine=engine)
         if n_to == width:
             nisa.dma_copy(
-                dst=c[m_start + m_from : m_start + m_to, n_start : n_start + width], src=row
+                dst=c[m_start + m_from : m_start + m_to, n_start : n_start + width],
+                src=row,
+                dge_mode=nisa.dge_mode.hwdge if config.hwdge else nisa.dge_mode.unknown,
             )
