@@ -19,8 +19,8 @@ from nki_kernels.machine.errors import NkiKernelsError
 from nki_kernels.operators.contract import supports
 from nki_kernels.operators.shapes import DEFAULTS, Case, parse
 
-#: Exit codes: a failed check or a limit not kept, and a request that cannot be met.
-FAILED, MISUSED = 1, 2
+#: Exit codes: a failed check or a limit not kept; a request that cannot be met; Ctrl-C.
+FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 
 _T = TypeVar("_T")
 
@@ -31,9 +31,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     command: Callable[[argparse.Namespace], int] = arguments.command
     try:
         return command(arguments)
-    except NkiKernelsError as error:
+    except (NkiKernelsError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return MISUSED
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr)
+        return INTERRUPTED
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -10,15 +10,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from bench.entries import Entry
 from bench.record import ROOT
 from nki_kernels.hardware import spec_for
+from nki_kernels.machine.options import default_options
 from nki_kernels.operators.contract import Axes
 from tests.tolerance import assert_close
 
@@ -94,10 +99,10 @@ def _compare(
 
 @cache
 def source_hash(*folders: str) -> str:
-    """Return a SHA-256 over the names and bytes of the sources in `folders` of the clone."""
+    """Return a SHA-256 over the names and bytes of the sources in folders (or files) here."""
     digest = hashlib.sha256()
     for folder in folders:
-        for path in sorted((ROOT / folder).rglob("*")):
+        for path in sorted([ROOT / folder, *(ROOT / folder).rglob("*")]):
             if path.suffix in (".py", ".csv", ".json") and path.is_file():
                 name = path.relative_to(ROOT).as_posix()
                 data = path.read_bytes()
@@ -120,8 +125,11 @@ def cache_folder() -> Path:
 
 
 def _note(entry: Entry, axes: Mapping[str, int], dtype: str, config: Any, target: str) -> Path:
-    sources = source_hash("nki_kernels", "reference", "bench")
-    facts = [entry.op.name, sorted(axes.items()), dtype, repr(config), target, sources]
+    sources = source_hash("nki_kernels", "reference", "bench", "tests/tolerance.py")
+    versions = [np.__version__, version("ml_dtypes"), platform.python_version()]
+    options = repr(default_options())
+    facts = [entry.op.name, sorted(axes.items()), dtype, repr(config), target, options]
+    facts += [sources, *versions]
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
     return cache_folder() / "checks" / f"{key}.json"
 

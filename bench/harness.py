@@ -43,6 +43,7 @@ def measure(entry: Entry, case: Case, dtype: str, target: str, *, full: bool) ->
         "failure": verdict.failure,
         "min_hbm_bytes": op.min_bytes(axes, dtype),
         "flops": op.flops(axes),
+        "projected": spec.projected,
         "peak_tflops": spec.peak_tflops(dtype),
         "kernel_source_hash": kernel_hash(op.name),
         "git_sha": git_sha(),

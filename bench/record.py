@@ -37,6 +37,7 @@ class Result:
         check_cached: the check was made by an earlier run of byte-identical sources.
         failure: the comparison's message when `correct` is false; nothing is timed then.
         source: where the times come from: "model".
+        projected: the target's hardware numbers are announced ones, not measured.
         validated: whether the model's own error on real hardware is known.
         modelled_us: kernel start and end included.
         limiting_engine: the engine that is busy longest.
@@ -59,6 +60,7 @@ class Result:
     check_cached: bool
     failure: str | None = None
     source: str = "model"
+    projected: bool
     validated: bool = False
     modelled_us: float | None = None
     limiting_engine: str | None = None
@@ -91,11 +93,13 @@ def require_writable(path: Path) -> None:
     """Check that `path` can be written, before any work is done for it.
 
     Raises:
-        BenchError: its folder is missing or not writable, or it is a folder itself.
+        BenchError: its folder is missing or not writable, or it is no regular file.
     """
-    folder = path.absolute().parent
+    folder = path.resolve().parent
     if path.is_dir():
         reason = "is a folder; name a file in it"
+    elif path.exists() and not path.is_file():
+        reason = "is no regular file; name a file, which is replaced in one step"
     elif not folder.is_dir():
         reason = f"the folder {folder} does not exist; create it first"
     elif not os.access(folder, os.W_OK):
@@ -122,7 +126,8 @@ def write_json(path: Path, kind: str, records: Sequence[Any]) -> None:
         "results": [dataclasses.asdict(record) for record in records],
     }
     text = json.dumps(document, indent=2, allow_nan=False) + "\n"
-    handle, temporary = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}.")
+    path = path.resolve()  # through a link, the file it names is replaced, not the link
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)

@@ -41,7 +41,9 @@ def results_table(results: Iterable[Result]) -> str:
         groups.setdefault((result.op, result.target), []).append(result)
     blocks = []
     for (op, target), group in groups.items():
-        label = "model" if all(r.validated for r in group) else "model, unvalidated"
+        label = "model"
+        label += "" if all(r.validated for r in group) else ", unvalidated"
+        label += ", projected hardware" if any(r.projected for r in group) else ""
         lines = [f"{op} on {target} ({label})", *render([_row(r) for r in group], _COLUMNS)]
         failed = [f"FAILED {r.shape} {r.dtype}: {r.failure}" for r in group if not r.correct]
         lines += [line for text in failed for line in textwrap.wrap(text, WIDTH)]

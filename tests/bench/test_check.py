@@ -103,6 +103,9 @@ def test_other_sources_or_configs_are_checked_again(empty_cache, monkeypatch, un
     assert not check(MATMUL, axes, "float32", chosen, TOY, full=False).cached
     assert check(MATMUL, axes, "float32", chosen, TOY, full=False).cached
     assert not check(MATMUL, axes, "float16", chosen, TOY, full=False).cached
+    monkeypatch.setenv("NKI_PRECISE_FP", "0")
+    assert not check(MATMUL, axes, "float32", chosen, TOY, full=False).cached
+    monkeypatch.setenv("NKI_PRECISE_FP", "1")
     monkeypatch.setattr(bench.check, "source_hash", lambda *_: "edited")
     assert not check(MATMUL, axes, "float32", chosen, TOY, full=False).cached
     assert check(MATMUL, axes, "float32", chosen, TOY, full=False).cached
@@ -152,6 +155,8 @@ def test_a_source_hash_sees_names_and_bytes(tmp_path, monkeypatch):
     assert len(seen) == 4
     (room / "b.pyc").write_text("compiled")
     assert hashed() in seen
+    (tmp_path / "one.py").write_text("1")
+    assert source_hash("one.py") != source_hash()
     source_hash.cache_clear()
 
 

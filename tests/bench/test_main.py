@@ -33,7 +33,7 @@ def test_run_prints_a_table_and_writes_json(tmp_path, capsys):
     assert main(command) == 0
     out, err = capsys.readouterr()
     assert err == ""
-    assert out.splitlines()[0] == "matmul on toy (model, unvalidated)"
+    assert out.startswith("matmul on toy (model, unvalidated, projected hardware)\n")
     assert max(map(len, out.splitlines())) <= 100
     document = json.loads(path.read_text("utf-8"))
     assert document["source"] == "model"
@@ -42,6 +42,7 @@ def test_run_prints_a_table_and_writes_json(tmp_path, capsys):
     for record in document["results"]:
         assert record["correct"] is True
         assert record["validated"] is False
+        assert record["projected"] is True
         assert record["modelled_us"] > 0
         assert 0 < record["mfu_estimated_percent"] <= record["percent_of_roofline"] < 100
         assert record["hbm_read_bytes"] + record["hbm_write_bytes"] >= record["min_hbm_bytes"]
@@ -106,14 +107,29 @@ def test_a_failed_check_is_shown_and_is_code_1(tmp_path, capsys, monkeypatch):
     assert record["modelled_us"] is None
 
 
-def test_an_interruption_writes_nothing(tmp_path, monkeypatch):
+def test_an_interruption_writes_nothing(tmp_path, monkeypatch, capsys):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(bench.__main__, "measure", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        main(["run", "--json", str(tmp_path / "out.json")])
+    assert main(["run", "--json", str(tmp_path / "out.json")]) == 130
+    assert capsys.readouterr().err == "interrupted; nothing was written\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_keeps_the_old_file(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "out.json"
+    path.write_text("old")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    command = ["run", "--shape", "1x1x1", "--target", "toy", "--json", str(path)]
+    assert main(command) == 2
+    assert "error: [Errno 28] No space left on device" in capsys.readouterr().err
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["out.json"]
 
 
 def test_without_rich_the_error_names_the_extra(monkeypatch, capsys):

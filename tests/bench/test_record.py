@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -10,8 +11,8 @@ from bench.record import BenchError, Result, git_sha, require_writable, write_js
 
 RESULT = Result(
     op="matmul", shape="1x2x3", axes={"M": 1, "N": 2, "K": 3}, dtype="float32", target="toy", lnc=1,
-    config={"block": 1}, correct=True, checked_at="full", check_cached=False, min_hbm_bytes=44,
-    flops=12, peak_tflops=1.5, kernel_source_hash="ab", git_sha="cd", modelled_us=1.25,
+    config={"block": 1}, correct=True, checked_at="full", check_cached=False,
+    projected=False, min_hbm_bytes=44, flops=12, peak_tflops=1.5, kernel_source_hash="ab", git_sha="cd", modelled_us=1.25,
 )  # fmt: skip
 
 
@@ -42,6 +43,16 @@ def _umask():
     return mask
 
 
+def test_through_a_link_the_file_it_names_is_replaced(tmp_path):
+    (tmp_path / "there").mkdir()
+    link, file = tmp_path / "link.json", tmp_path / "there" / "out.json"
+    file.write_text("old")
+    link.symlink_to(file)
+    write_json(link, "model", [RESULT])
+    assert link.is_symlink()
+    assert json.loads(file.read_text("utf-8"))["results"] == [dataclasses.asdict(RESULT)]
+
+
 @pytest.mark.parametrize("interruption", [OSError, KeyboardInterrupt])
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, interruption):
     path = tmp_path / "out.json"
@@ -68,6 +79,8 @@ def test_a_path_that_cannot_be_written_is_refused_before_the_work(tmp_path, monk
     require_writable(tmp_path / "new.json")
     with pytest.raises(BenchError, match=r"--json .*: is a folder; name a file in it"):
         require_writable(tmp_path)
+    with pytest.raises(BenchError, match=r"is no regular file; name a file"):
+        require_writable(Path(os.devnull))
     with pytest.raises(BenchError, match=r"absent does not exist; create it first"):
         require_writable(tmp_path / "absent" / "new.json")
     monkeypatch.setattr(os, "access", lambda *_: False)

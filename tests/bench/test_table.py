@@ -34,6 +34,8 @@ def test_the_table_says_what_its_numbers_are():
     assert lines(text)[0] == "matmul on toy (model, unvalidated)"
     assert "7 estimated constants" in text
     assert "fp32 1.5 TFLOP/s, bf16 78.6 TFLOP/s" in text
+    projected = results_table([dataclasses.replace(TIMED, projected=True)])
+    assert lines(projected)[0] == "matmul on toy (model, unvalidated, projected hardware)"
     validated = results_table([dataclasses.replace(TIMED, validated=True)])
     assert lines(validated)[0] == "matmul on toy (model)"
 
