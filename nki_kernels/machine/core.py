@@ -40,6 +40,7 @@ from nki_kernels.machine.trace import (
     Work,
     where,
 )
+from nki_kernels.machine.trace import Memory as MemoryName
 from nki_kernels.machine.views import MAX_DIMS
 
 if TYPE_CHECKING:
@@ -88,16 +89,17 @@ class VirtualRegister:
         """Return the value for address computation."""
         if self.value is None:
             raise AbstractValue(
-                f"register {self.number}: read before a value was moved or loaded into it, or loaded from "
-                "a tile without values; load it first, and pass arrays for what decides addresses"
+                f"register {self.number}: read before a value was moved or loaded into it, or "
+                "loaded from a tile without values; load it first, and pass arrays for what "
+                "decides addresses"
             )
         return self.value
 
     def _refuse(self, *_: object) -> Any:
         raise AbstractValue(
-            f"register {self.number}: its value exists only at run time, so it cannot steer Python (if, "
-            "while, int(), range(), comparison); use nl.fori_loop or nl.while_loop, or pass it as "
-            "scalar_offset"
+            f"register {self.number}: its value exists only at run time, so it cannot steer Python "
+            "(if, while, int(), range(), comparison); use nl.fori_loop or nl.while_loop, or pass "
+            "it as scalar_offset"
         )
 
     __bool__ = __int__ = __index__ = __float__ = __lt__ = __le__ = __gt__ = __ge__ = _refuse
@@ -157,8 +159,8 @@ class Run:
         kind = as_dtype(dtype)
         if not isinstance(buffer, MemoryRegion):
             raise RuleViolation(
-                f"nl.ndarray: buffer={buffer!r}; allowed are nl.sbuf, nl.psum, nl.hbm, nl.private_hbm and "
-                "nl.shared_hbm"
+                f"nl.ndarray: buffer={buffer!r}; allowed are nl.sbuf, nl.psum, nl.hbm, "
+                "nl.private_hbm and nl.shared_hbm"
             )
         extents = self._extents(shape, buffer)
         site = self.site(2)
@@ -166,13 +168,12 @@ class Run:
         if buffer is MemoryRegion.sbuf or buffer is MemoryRegion.psum:
             row_bytes = nbytes // extents[0]
             partitions = extents[0]
+            memory: MemoryName = "sbuf" if buffer is MemoryRegion.sbuf else "psum"
             self._fits(extents, kind, buffer, row_bytes, address, site)
         else:
+            memory = "hbm"
             row_bytes = extents[-1] * kind.itemsize
             partitions = nbytes // row_bytes
-        memory = (
-            "hbm" if buffer in (MemoryRegion.private_hbm, MemoryRegion.shared_hbm) else buffer.value
-        )
         tiles = self.trace.tiles
         tile = Tile(
             len(tiles), name or f"t{len(tiles)}", memory, extents, str(kind), kind.itemsize,
@@ -205,9 +206,9 @@ class Run:
             self.shared[at] = found
         elif found.shape != extents or found.dtype != kind:
             raise KernelError(
-                f"nl.ndarray at {where(tile.site)}: core {self.core} allocates shared tensor {at} as "
-                f"{list(extents)} {kind}, core 0 as {list(found.shape)} {found.dtype}; both cores must "
-                "allocate the same shared tensors in the same order"
+                f"nl.ndarray at {where(tile.site)}: core {self.core} allocates shared tensor {at} "
+                f"as {list(extents)} {kind}, core 0 as {list(found.shape)} {found.dtype}; both "
+                "cores must allocate the same shared tensors in the same order"
             )
         return found
 
@@ -220,19 +221,20 @@ class Run:
             ) from None
         if not 1 <= len(extents) <= MAX_DIMS or min(extents) < 1:
             raise ShapeError(
-                f"nl.ndarray: shape {list(extents)}; allowed are 1 to {MAX_DIMS} dimensions of size >= 1"
+                f"nl.ndarray: shape {list(extents)}; allowed are 1 to {MAX_DIMS} dimensions of "
+                "size >= 1"
             )
         on_chip = buffer is MemoryRegion.sbuf or buffer is MemoryRegion.psum
         if on_chip and len(extents) < 2:
             raise ShapeError(
-                f"nl.ndarray: shape {list(extents)} in {buffer.value}; a tile has a partition and at least "
-                "one free dimension: write (n, 1) or (1, n)"
+                f"nl.ndarray: shape {list(extents)} in {buffer.value}; a tile has a partition and "
+                "at least one free dimension: write (n, 1) or (1, n)"
             )
         if on_chip and extents[0] > self.spec.partitions:
             raise ShapeError(
-                f"nl.ndarray: shape {list(extents)} in {buffer.value}; dimension 0 is the partition and holds "
-                f"at most {self.spec.partitions} on {self.spec.name}: split it into tiles of "
-                "nl.tile_size.pmax"
+                f"nl.ndarray: shape {list(extents)} in {buffer.value}; dimension 0 is the "
+                f"partition and holds at most {self.spec.partitions} on {self.spec.name}: split it "
+                "into tiles of nl.tile_size.pmax"
             )
         return extents
 
@@ -259,13 +261,13 @@ class Run:
             )
         if psum and offset % spec.psum_bank_bytes:
             raise RuleViolation(
-                f"{what}: address=({start}, {offset}) is inside a PSUM bank; byte offsets are multiples of "
-                f"{spec.psum_bank_bytes}"
+                f"{what}: address=({start}, {offset}) is inside a PSUM bank; byte offsets are "
+                f"multiples of {spec.psum_bank_bytes}"
             )
         if offset + row_bytes > limit:
             raise DoesNotFit(
-                f"{what}: {row_bytes} bytes per partition at offset {offset}; {buffer.value} has {limit} "
-                f"bytes per partition on {spec.name}: use smaller tiles"
+                f"{what}: {row_bytes} bytes per partition at offset {offset}; {buffer.value} has "
+                f"{limit} bytes per partition on {spec.name}: use smaller tiles"
             )
 
     # -- scratch ---------------------------------------------------------------------------------
@@ -294,7 +296,7 @@ class Run:
         return tuple(frames)
 
     def kernel_site(self) -> Site:
-        """Return the call site of the kernel line in progress, from any depth inside the machine."""
+        """Return the call site of the kernel line in progress, from any depth of the machine."""
         return self.site(1)
 
     # -- instructions ----------------------------------------------------------------------------
@@ -448,7 +450,7 @@ class Run:
 
 
 def float_values(view: NkiTensor, run: Run, slot: str) -> Array:
-    """Return the view's values as float32: a view of the tile if it is float32, else a scratch copy.
+    """Return the view's values as float32: the tile's own if it is float32, else a scratch copy.
 
     A tfloat32 tile is stored as float32; only the Tensor engine rounds it.
     """

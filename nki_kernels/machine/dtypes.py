@@ -1,12 +1,13 @@
 """NKI data types and the one arithmetic rule: widen to float32, compute, round once on the write.
 
-Rounding is to nearest even; floats overflow as IEEE says; integers round and saturate, NaN becomes 0.
-Source: nki.isa docstrings ("casts to float32 ... at no additional performance cost") and the NKI
+Rounding is to nearest even; floats overflow as IEEE says; integers round and saturate, NaN becomes
+0. Source: nki.isa docstrings ("casts to float32 ... at no additional performance cost") and the NKI
 0.6.0 release notes (fp32 -> int is RNE and saturates).
 """
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, Literal, TypeAlias
 
 import ml_dtypes
@@ -35,6 +36,7 @@ class DType(str):
     poison: float
 
     def __new__(cls, name: str, host: Any, kind: Kind) -> DType:
+        """Make the type `name`, stored as the NumPy dtype `host`."""
         self = super().__new__(cls, name)
         self.host = np.dtype(host)
         self.itemsize = self.host.itemsize
@@ -89,8 +91,9 @@ FP8: tuple[DType, ...] = (float8_e4m3, float8_e4m3fn, float8_e5m2)
 
 _BY_NAME: dict[str, DType] = {str(d): d for d in ALL}
 _BY_NAME |= {
-    "bool": bool_, "float8e4": float8_e4m3, "float8e5": float8_e5m2, "fp32": float32, "f32": float32,
-    "fp16": float16, "f16": float16, "bf16": bfloat16, "tf32": tfloat32, "float8_e5m2fn": float8_e5m2,
+    "bool": bool_, "float8e4": float8_e4m3, "float8e5": float8_e5m2, "float8_e5m2fn": float8_e5m2,
+    "fp32": float32, "f32": float32, "fp16": float16, "f16": float16, "bf16": bfloat16,
+    "tf32": tfloat32,
 }  # fmt: skip
 _BY_HOST: dict[np.dtype[Any], DType] = {}
 for _d in ALL:
@@ -103,7 +106,8 @@ def as_dtype(value: Any) -> DType:
     """Return the NKI dtype that `value` names.
 
     Args:
-        value: an `nl` dtype, a name ("bfloat16", "bf16"), a NumPy dtype or scalar type, or a torch dtype.
+        value: an `nl` dtype, a name ("bfloat16", "bf16"), a NumPy dtype or scalar type, or a torch
+            dtype.
 
     Raises:
         DtypeError: float64, int64 and everything else a NeuronCore has no type for.
@@ -116,12 +120,11 @@ def as_dtype(value: Any) -> DType:
     if found is None:
         raise DtypeError(
             f"dtype {value!r}: not a NeuronCore data type; allowed are "
-            f"{', '.join(str(d) for d in ALL)}; cast the array first, for example x.astype('float32')"
+            f"{', '.join(str(d) for d in ALL)}; cast the array first, for example "
+            "x.astype('float32')"
         )
-    try:
+    with contextlib.suppress(TypeError):  # an unhashable value is looked up every time
         _CACHE[value] = found
-    except TypeError:
-        pass
     return found
 
 

@@ -1,8 +1,9 @@
 """The decorator that turns one block into one instruction.
 
 A block states everything about an instruction once: engines, operand rules, cost and source in the
-decorator; operands in the signature, which is the published one; meaning in the docstring; semantics
-in the body. The registry, the entry points and the generated pages derive from the blocks.
+decorator; operands in the signature, which is the published one; meaning in the docstring;
+semantics in the body. The registry, the entry points and the generated pages derive from the
+blocks.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class NkiInstruction:
 
 @dataclasses.dataclass(slots=True)
 class Plan:
-    """The remembered verdict for one operand signature: who runs it, what it touches, what it costs."""
+    """The remembered verdict for one operand signature: engine, accesses, cost."""
 
     opcode: str
     names: tuple[str, ...]
@@ -120,8 +121,7 @@ class Instruction:
         return f"engine={ops.engine.name}; {self.name} runs on {names}: choose one of those"
 
     def _types(self, ops: Operands, run: Run) -> None:
-        required = (*self.writes, *(n for n in self.reads if n in self._required))
-        for name in required:
+        for name in self._required:
             value = ops[name]
             if not isinstance(value, NkiTensor):
                 hint = "allocate one with nl.ndarray and pass it"
@@ -136,8 +136,9 @@ class Instruction:
 
     @property
     def _required(self) -> tuple[str, ...]:
+        """Operands annotated as tensors; others may be absent or numbers."""
         annotations = self.body.__annotations__
-        return tuple(n for n in self.reads if annotations.get(n) == "NkiTensor")
+        return tuple(n for n in (*self.writes, *self.reads) if annotations.get(n) == "NkiTensor")
 
     def _assemble(self, ops: Operands) -> Plan:
         index = {n: i for i, n in enumerate(self.names)}
@@ -217,7 +218,8 @@ def instruction(
 
     Args:
         engines: the engines it can run on; the first is the default.
-        reads, writes: operand names; those that hold no tensor in a call are skipped.
+        reads: names of the operands read; those that hold no tensor in a call are skipped.
+        writes: names of the operands written, skipped likewise.
         cost: builds the work record from the operands.
         source: the document that states the rules and the meaning.
         rules: operand rules beside the types.
@@ -238,9 +240,9 @@ def instruction(
         names = tuple(p.name for p in params if p.name != "name")
         ins = Instruction(
             name=body.__name__, names=names, engines=engines,
-            default=default or (lambda ops: engines[0]), reads=reads, writes=writes, updates=updates,
-            rules=rules, cost=cost, hidden=hidden, state=state, source=source, body=body,
-            handles_dynamic=handles_dynamic,
+            default=default or (lambda ops: engines[0]), reads=reads, writes=writes,
+            updates=updates, rules=rules, cost=cost, hidden=hidden, state=state, source=source,
+            body=body, handles_dynamic=handles_dynamic,
         )  # fmt: skip
         REGISTRY[ins.name] = ins
         return _entry(ins, params, unkeyed, lists)
@@ -274,7 +276,8 @@ def _entry(
         plain = f"{p.name}.__class__" if p.name in unkeyed else f"{p.name}.__class__, {value}"
         if p.name in tensors:
             keys.append(
-                f"({p.name}._signature or {p.name}.signature) if {p.name}.__class__ is _T else ({plain},)"
+                f"({p.name}._signature or {p.name}.signature) if {p.name}.__class__ is _T else "
+                f"({plain},)"
             )
         else:
             keys.append(f"({plain},)" if p.name in unkeyed or p.name in lists else plain)

@@ -1,4 +1,4 @@
-"""From a kernel and its arguments to results and a trace: ``nki.jit``, ``nki.simulate``, `launch`."""
+"""From a kernel and its arguments to results and a trace: `jit`, `simulate`, `launch`."""
 
 from __future__ import annotations
 
@@ -68,7 +68,8 @@ def current_target() -> str:
     if "target" not in _said:
         _said.add("target")
         _LOG.warning(
-            "NEURON_PLATFORM_TARGET_OVERRIDE is not set: kernels run for %s (AWS's own default is trn3)",
+            "NEURON_PLATFORM_TARGET_OVERRIDE is not set: kernels run for %s (AWS's own default "
+            "is trn3)",
             DEFAULT_TARGET,
         )
     return DEFAULT_TARGET
@@ -87,8 +88,9 @@ def launch(
 
     Args:
         kernel: a function or a `Kernel`.
-        args, kwargs: NumPy arrays, CPU torch tensors, `Abstract` (a shape without values), and
+        args: NumPy arrays, CPU torch tensors, `Abstract` (a shape without values), and
             compile-time constants of any other type.
+        kwargs: the same, by name.
         target: "trn1", "trn2", "trn3" or "toy"; None reads the environment.
         lnc: cores of the launch, 1 or 2; None takes the kernel's bracket or the environment.
         options: what is checked; None takes the environment's.
@@ -214,7 +216,7 @@ class _Arguments:
             bound = [self._bind(run, f"{name}[{i}]", v) for i, v in enumerate(value)]
             same = all(new is old for new, old in zip(bound, value, strict=True))
             return value if same else tuple(bound)
-        if isinstance(value, np.ndarray) or isinstance(value, Abstract) or _is_torch(value):
+        if isinstance(value, (np.ndarray, Abstract)) or _is_torch(value):
             return self._tensor(run, name, value)
         return value
 
@@ -260,8 +262,8 @@ class _Arguments:
                 continue
             if expected is not None and tuple(expected) != tensor.shape:
                 raise ShapeError(
-                    f"kernel {self.kernel!r}, argument {name!r}: shape {list(tensor.shape)}; it is annotated "
-                    f"{note!r}"
+                    f"kernel {self.kernel!r}, argument {name!r}: shape {list(tensor.shape)}; it is "
+                    f"annotated {note!r}"
                 )
 
     def check_output(self, tensor: NkiTensor, options: Options) -> None:
@@ -269,15 +271,15 @@ class _Arguments:
         tile = tensor.mem.tile
         if tile.memory != "hbm":
             raise KernelError(
-                f"kernel {self.kernel!r} returns {tensor!r}, a tile on chip; copy it to an HBM tensor "
-                "(buffer=nl.shared_hbm) with dma_copy and return that"
+                f"kernel {self.kernel!r} returns {tensor!r}, a tile on chip; copy it to an HBM "
+                "tensor (buffer=nl.shared_hbm) with dma_copy and return that"
             )
         if tile.role == "input":
             return
         if tensor.buffer is not MemoryRegion.shared_hbm:
             raise KernelError(
-                f"kernel {self.kernel!r} returns {tensor!r}, allocated at {where(tile.site)} in private HBM; "
-                "outputs are allocated with buffer=nl.shared_hbm"
+                f"kernel {self.kernel!r} returns {tensor!r}, allocated at {where(tile.site)} in "
+                "private HBM; outputs are allocated with buffer=nl.shared_hbm"
             )
         tile.role = "output"
         if options.outputs != "off" and not tensor.mem.is_written(tensor.region):
@@ -285,8 +287,8 @@ class _Arguments:
             first = [int(i) for i in np.argwhere(~mask)[0]]
             raise UninitializedRead(
                 f"kernel {self.kernel!r}: output {tensor!r} allocated at {where(tile.site)} has "
-                f"{int(mask.size - mask.sum())} of {mask.size} elements that no instruction wrote (first at "
-                f"{first}); write them, or return only what was written"
+                f"{int(mask.size - mask.sum())} of {mask.size} elements that no instruction wrote "
+                f"(first at {first}); write them, or return only what was written"
             )
 
     def write_back(self) -> None:
@@ -295,8 +297,8 @@ class _Arguments:
         for tensor, array in changed:
             if not array.flags.writeable:
                 raise KernelError(
-                    f"kernel {self.kernel!r} writes to argument {tensor.name!r}, but the array is read-only; "
-                    "pass a writable copy"
+                    f"kernel {self.kernel!r} writes to argument {tensor.name!r}, but the array is "
+                    "read-only; pass a writable copy"
                 )
         for tensor, array in changed:
             np.copyto(array, _values(tensor))
@@ -329,7 +331,8 @@ def _collect(returned: Any, outputs: list[NkiTensor], kernel: str) -> None:
             _collect(item, outputs, kernel)
     elif returned is not None:
         raise KernelError(
-            f"kernel {kernel!r} returns {returned!r}; a kernel returns None, an HBM tensor, or a tuple of them"
+            f"kernel {kernel!r} returns {returned!r}; a kernel returns None, an HBM tensor, or a "
+            "tuple of them"
         )
 
 
@@ -342,7 +345,7 @@ def _rebuild(returned: Any, converted: Any) -> Any:
 
 
 class Kernel:
-    """A jitted kernel: call it with arrays, index it with a core count, or call it inside a kernel."""
+    """A jitted kernel: call it with arrays or inside a kernel, or index it with a core count."""
 
     def __init__(self, func: Callable[..., Any], lnc: int | None = None) -> None:
         self.func = func
@@ -380,7 +383,7 @@ def jit(fn: Callable[..., Any] | None = None, **kwargs: Any) -> Any:
 
 
 def simulate(kernel: Any) -> Callable[..., Any]:
-    """Return a function that runs `kernel` (a kernel, ``kernel[2]``, or a plain function) on the CPU."""
+    """Return a function that runs a kernel, ``kernel[2]`` or a plain function on the CPU."""
 
     def run(*args: Any, **kwargs: Any) -> Any:
         return launch(kernel, args, kwargs).result

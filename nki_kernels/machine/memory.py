@@ -63,7 +63,7 @@ class Memory:
     # -- values ----------------------------------------------------------------------------------
 
     def array(self, region: Region, host: Any) -> Array:
-        """Return the region as a NumPy array that shares the tile's bytes, allocating on first use."""
+        """Return the region as an array that shares the tile's bytes, allocated on first use."""
         offset, shape, strides, size = region
         data = self.data
         if data is None:
@@ -71,8 +71,8 @@ class Memory:
         if self.wide:
             if size != self.tile.itemsize:
                 raise RuleViolation(
-                    f"tile {self.tile.name!r}: a view of another item size while NKI_PRECISE_FP=0 holds "
-                    "narrow floats as float32; run this kernel with NKI_PRECISE_FP=1"
+                    f"tile {self.tile.name!r}: a view of another item size while NKI_PRECISE_FP=0 "
+                    "holds narrow floats as float32; run this kernel with NKI_PRECISE_FP=1"
                 )
             size, host = 4, np.float32
         return np.ndarray(shape, host, data, offset * size, [s * size for s in strides])
@@ -159,14 +159,18 @@ class Memory:
         if self._map is None:
             return np.zeros(region[1], np.bool_)
         self._refine(region)
-        mask: Array = self._view(self._map, region).all(axis=-1)
-        return mask
+        return self._flags(self._map, region)
 
     def _view(self, flags: Array, region: Region) -> Array:
         offset, shape, strides, size = region
         per = size // self._grain
         steps = [s * per for s in strides]
         return np.ndarray((*shape, per), np.bool_, flags, offset * per, [*steps, 1])
+
+    def _flags(self, flags: Array, region: Region) -> Array:
+        """Return one flag per element of the region: True where all its bytes are flagged."""
+        every: Array = np.all(self._view(flags, region), axis=-1)
+        return every
 
     def _refine(self, region: Region) -> None:
         if region[3] % self._grain:
@@ -192,13 +196,13 @@ class Memory:
         elif not self._groups and self._group_map is None:
             result = False
         else:
-            mask = self._view(self._group_mask(region), region).all(axis=-1)
-            result = bool(mask.all()) or (mask if mask.any() else False)
+            mask = self._flags(self._group_mask(region), region)
+            result = True if mask.all() else mask if mask.any() else False
         if accumulate is True and result is not True:
             raise RuleViolation(
-                f"nisa.nc_matmul at {where(self.tile.site)}: accumulate=True on PSUM that no matmul of "
-                "this tile has written; the first matmul of a group must overwrite: pass "
-                "accumulate=(k > 0), or accumulate=None to have it inferred"
+                f"nisa.nc_matmul at {where(self.tile.site)}: accumulate=True on PSUM that no "
+                "matmul of this tile has written; the first matmul of a group must overwrite: "
+                "pass accumulate=(k > 0), or accumulate=None to have it inferred"
             )
         if result is not True:
             self._start(region)
@@ -236,8 +240,8 @@ def uninitialized(opcode: str, operand: str, view: NkiTensor, reader: str) -> Un
     first = tuple(int(i) for i in np.argwhere(~mask)[0])
     tile = view.mem.tile
     return UninitializedRead(
-        f"{opcode} at {reader}: {operand} reads {missing} of {mask.size} elements that no instruction "
-        f"wrote (first at index {first}) of the {tile.memory} tile {tile.name!r} "
+        f"{opcode} at {reader}: {operand} reads {missing} of {mask.size} elements that no "
+        f"instruction wrote (first at index {first}) of the {tile.memory} tile {tile.name!r} "
         f"{list(tile.shape)} {tile.dtype} allocated at {where(tile.site)}; write them first "
         "(dma_copy, memset, a compute instruction), or read only what was written"
     )

@@ -25,8 +25,8 @@ class Options:
         uninitialized: reads of memory nothing wrote.
         outputs: every element of a returned tensor was written.
         capacity: live tiles fit SBUF and PSUM.
-        precise_fp: keep 16- and 8-bit floats rounded; False holds them as float32, which separates an
-            algorithm's error from rounding (`NKI_PRECISE_FP`).
+        precise_fp: keep 16- and 8-bit floats rounded; False holds them as float32, which separates
+            an algorithm's error from rounding (`NKI_PRECISE_FP`).
     """
 
     operands: Level = "error"

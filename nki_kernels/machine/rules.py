@@ -98,8 +98,8 @@ class SameExtent(Rule):
             return None
         given = ", ".join(f"{n} {list(v.shape)}" for n, v in present)
         return (
-            f"{given}: partitions and elements per partition must agree; slice or reshape the operands "
-            "to one size"
+            f"{given}: partitions and elements per partition must agree; slice or reshape the "
+            "operands to one size"
         )
 
     def __str__(self) -> str:
@@ -209,8 +209,9 @@ class PerPartition(Rule):
         if view.shape[0] == like.shape[0] and view.free_size == 1:
             return None
         return (
-            f"{self.operand} {list(view.shape)}; a vector operand is [{like.shape[0]}, 1], one element per "
-            f"partition of {self.like} {list(like.shape)}: slice it, or use tensor_tensor"
+            f"{self.operand} {list(view.shape)}; a vector operand is [{like.shape[0]}, 1], one "
+            f"element per partition of {self.like} {list(like.shape)}: slice it, or use "
+            "tensor_tensor"
         )
 
     def __str__(self) -> str:
@@ -249,13 +250,13 @@ class OnChipOperands(Rule):
         for name, view in ops.tensors():
             if memory(view) == "hbm":
                 return (
-                    f"{name} {list(view.shape)} is in HBM; compute engines reach SBUF and PSUM only: load it "
-                    "with dma_copy first"
+                    f"{name} {list(view.shape)} is in HBM; compute engines reach SBUF and PSUM "
+                    "only: load it with dma_copy first"
                 )
             if view.shape[0] > ops.spec.partitions:
                 return (
-                    f"{name} partition dimension {view.shape[0]} exceeds maximum {ops.spec.partitions}; "
-                    "tile it"
+                    f"{name} partition dimension {view.shape[0]} exceeds maximum "
+                    f"{ops.spec.partitions}; tile it"
                 )
         return None
 
@@ -305,8 +306,8 @@ class EngineReach(Rule):
         for name, view in ops.tensors():
             if memory(view) == "psum":
                 return (
-                    f"{name} is in PSUM and the engine is gpsimd, which reaches SBUF only: use the vector or "
-                    "scalar engine, or copy to SBUF first"
+                    f"{name} is in PSUM and the engine is gpsimd, which reaches SBUF only: use the "
+                    "vector or scalar engine, or copy to SBUF first"
                 )
         return None
 

@@ -180,8 +180,8 @@ class NkiTensor(NKIObject, Views):
     def __getitem__(self, key: Any) -> NkiTensor:
         """Return the view ``t[key]``: ints, slices with positive steps, Ellipsis, ``nl.ds``.
 
-        On chip an int keeps dimension 0 as size 1 and the result is at least 2-D; in HBM an int drops
-        its dimension and the result is at least 1-D.
+        On chip an int keeps dimension 0 as size 1 and the result is at least 2-D; in HBM an int
+        drops its dimension and the result is at least 1-D.
 
         Raises:
             OutOfBounds: an index or a slice end outside the dimension.
@@ -201,8 +201,8 @@ class NkiTensor(NKIObject, Views):
                 start, count, step = self._bounds(index, dim)
                 if step != 1 and on_chip and dim == 0 and count > 1:
                     raise ShapeError(
-                        f"{self._what()}: slice step {step} on dimension 0; partitions are contiguous: "
-                        "use step 1, or copy with a DMA"
+                        f"{self._what()}: slice step {step} on dimension 0; partitions are "
+                        "contiguous: use step 1, or copy with a DMA"
                     )
                 offset += start * stride
                 new_shape.append(count)
@@ -211,8 +211,8 @@ class NkiTensor(NKIObject, Views):
                 start, count = index
                 if not (is_int(start) and is_int(count)):
                     raise RuleViolation(
-                        f"{self._what()}: nl.ds({start!r}, {count!r}) needs ints; for a run-time start use "
-                        ".ap(..., scalar_offset=...) or .select(dim, index)"
+                        f"{self._what()}: nl.ds({start!r}, {count!r}) needs ints; for a run-time "
+                        "start use .ap(..., scalar_offset=...) or .select(dim, index)"
                     )
                 if start < 0 or count < 1 or start + count > extent:
                     raise self._outside(f"nl.ds({start}, {count})", dim)
@@ -233,9 +233,9 @@ class NkiTensor(NKIObject, Views):
                     dropped = stride
             else:
                 raise RuleViolation(
-                    f"{self._what()}: index {index!r} of type {type(index).__name__}; allowed are int, "
-                    "slice, Ellipsis and nl.ds(start, size); for run-time indices use .ap(..., "
-                    "scalar_offset= / vector_offset=) or .select(dim, index)"
+                    f"{self._what()}: index {index!r} of type {type(index).__name__}; allowed are "
+                    "int, slice, Ellipsis and nl.ds(start, size); for run-time indices use "
+                    ".ap(..., scalar_offset= / vector_offset=) or .select(dim, index)"
                 )
         rest = len(keys)
         new_shape.extend(shape[rest:])
@@ -283,23 +283,23 @@ class NkiTensor(NKIObject, Views):
             step = 1
         elif step < 1:
             raise ShapeError(
-                f"{self._what()}: slice step {step} on dimension {dim}; steps are positive: reverse the "
-                "data elsewhere"
+                f"{self._what()}: slice step {step} on dimension {dim}; steps are positive: "
+                "reverse the data elsewhere"
             )
         if start < 0 or stop > extent:
             raise self._outside(f"{index.start}:{index.stop}", dim)
         if stop <= start:
             raise ShapeError(
-                f"{self._what()}: slice {index.start}:{index.stop} on dimension {dim} of size {extent} is "
-                "empty; start must be smaller than end"
+                f"{self._what()}: slice {index.start}:{index.stop} on dimension {dim} of size "
+                f"{extent} is empty; start must be smaller than end"
             )
         return int(start), int(-(-(stop - start) // step)), int(step)
 
     def __setitem__(self, key: Any, value: Any) -> NoReturn:
         """Refused: a NeuronCore has no assignment; use an instruction."""
         raise KernelError(
-            f"{self._what()}: assignment to a tensor does not exist on the device; use an instruction "
-            "with dst=, for example nisa.tensor_copy(dst=t[...], src=...)"
+            f"{self._what()}: assignment to a tensor does not exist on the device; use an "
+            "instruction with dst=, for example nisa.tensor_copy(dst=t[...], src=...)"
         )
 
     # -- queries ---------------------------------------------------------------------------------
@@ -333,8 +333,9 @@ class NkiTensor(NKIObject, Views):
         """
         if self.mem.abstract:
             raise AbstractValue(
-                f"{self._what()}: the tile has a shape but no values, because something written to it came "
-                "from an argument without values; pass arrays for every argument it depends on"
+                f"{self._what()}: the tile has a shape but no values, because something written to "
+                "it came from an argument without values; pass arrays for every argument it "
+                "depends on"
             )
         view = self if self.dynamic is None else self.resolved()
         return poisoned(view, view.dtype)
@@ -359,8 +360,9 @@ class NkiTensor(NKIObject, Views):
 
     def _no_value(self, what: str) -> NoReturn:
         raise AbstractValue(
-            f"{self._what()}: {what} needs the tile's values while the kernel is being built; on the device "
-            "they do not exist yet: use nl.fori_loop, nisa.register_load, or a compile-time argument"
+            f"{self._what()}: {what} needs the tile's values while the kernel is being built; on "
+            "the device they do not exist yet: use nl.fori_loop, nisa.register_load, or a "
+            "compile-time argument"
         )
 
     def __bool__(self) -> bool:

@@ -1,7 +1,7 @@
 """What a run leaves behind: tiles, accesses and events. Data only; no format, no time, no values.
 
-Every consumer (placement, timeline, checks, profiler) reads these records and nothing else of a run.
-Events never hold tensor data, so a long run keeps only its trace alive.
+Every consumer (placement, timeline, checks, profiler) reads these records and nothing else of a
+run. Events never hold tensor data, so a long run keeps only its trace alive.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _INTERNAL: tuple[str, ...] = (
 
 
 def resolve(site: Site) -> tuple[Frame, ...]:
-    """Return file, line, function and source text of every kernel frame of `site`, innermost first."""
+    """Return file, line, function and text of every kernel frame of `site`, innermost first."""
     frames = []
     for code, lasti in site:
         if code.co_filename.startswith(_INTERNAL):
@@ -94,8 +94,8 @@ class Tile:
 class Access(NamedTuple):
     """A strided pattern over one tile, in elements of `itemsize` bytes.
 
-    Element (i0, i1, ...) lies at byte ``itemsize * (offset + sum(i_k * strides_k))`` of the tile; on
-    chip, byte b of the tile is byte ``b % row_bytes`` of partition ``b // row_bytes``.
+    Element (i0, i1, ...) lies at byte ``itemsize * (offset + sum(i_k * strides_k))`` of the tile;
+    on chip, byte b of the tile is byte ``b % row_bytes`` of partition ``b // row_bytes``.
     `whole` marks an indirect operand: the access may touch any byte of the tile.
     """
 
@@ -163,9 +163,10 @@ class StreamWork:
 class DmaWork:
     """One DMA instruction.
 
-    `descriptors` lists, for each of the DMA engines that take part, ``(engine, ((count, bytes), ...))``:
-    so many contiguous runs of so many bytes. `queue` is the engine whose queue triggers it.
-    `mode` is "dge_sw", "dge_hw" or "static". Read and write bytes count HBM traffic only.
+    `descriptors` lists, for each of the DMA engines that take part,
+    ``(engine, ((count, bytes), ...))``: so many contiguous runs of so many bytes. `queue` is the
+    engine whose queue triggers it. `mode` is "dge_sw", "dge_hw" or "static". Read and write bytes
+    count HBM traffic only.
     """
 
     kind: Literal["copy", "transpose", "compute", "indirect"]
@@ -196,8 +197,8 @@ class Event:
 
     `engine` executes it (for a DMA: `Engine.dma`; the triggering queue is in the work record).
     `hidden_reads` and `hidden_writes` name state that is no tensor: "act_table" (with the function
-    set in `work.function`), "act_accumulator", "vector_accumulator", "pe_stationary", "shuffle_mask",
-    "register:<n>".
+    set in `work.function`), "act_accumulator", "vector_accumulator", "pe_stationary",
+    "shuffle_mask", "register:<n>".
     """
 
     __slots__ = (

@@ -46,12 +46,36 @@ class Views:
         offset: int
         dtype: DType
         dynamic: Dynamic | None
-        name: str
-        ndim: int
-        size: int
-        on_chip: bool
-        free_size: int
-        row_elements: int
+
+        @property
+        def name(self) -> str:
+            """As in `NkiTensor`."""
+            ...
+
+        @property
+        def ndim(self) -> int:
+            """As in `NkiTensor`."""
+            ...
+
+        @property
+        def size(self) -> int:
+            """As in `NkiTensor`."""
+            ...
+
+        @property
+        def on_chip(self) -> bool:
+            """As in `NkiTensor`."""
+            ...
+
+        @property
+        def free_size(self) -> int:
+            """As in `NkiTensor`."""
+            ...
+
+        @property
+        def row_elements(self) -> int:
+            """As in `NkiTensor`."""
+            ...
 
         def __getitem__(self, key: Any) -> NkiTensor: ...
 
@@ -65,11 +89,11 @@ class Views:
     ) -> NkiTensor:
         kind = self.dtype if dtype is None else dtype
         at = self.offset if offset is None else offset
-        view: NkiTensor = type(self)(self.mem, shape, strides, at, kind, dynamic)  # type: ignore
+        view: NkiTensor = type(self)(self.mem, shape, strides, at, kind, dynamic)  # type: ignore[call-arg, assignment]
         return view
 
     def slice(self, dim: int, start: int, end: int, step: int = 1) -> NkiTensor:
-        """Return elements start .. end - 1 of `dim`, every `step`-th; 0 <= start < end <= extent."""
+        """Return elements start .. end - 1 of `dim`, every `step`-th; 0 <= start < end <= size."""
         self._dim(dim, "slice")
         if not 0 <= start < end <= self.shape[dim]:
             raise self._outside(f"slice({dim}, {start}, {end})", dim)
@@ -89,8 +113,8 @@ class Views:
             return self[(slice(None),) * dim + (int(index),)]
         if self.on_chip and dim == 0:
             raise RuleViolation(
-                f"{self._what()}: select(0, <run-time index>) on chip; partitions cannot be chosen at "
-                "run time: select another dimension, or keep the data in HBM"
+                f"{self._what()}: select(0, <run-time index>) on chip; partitions cannot be chosen "
+                "at run time: select another dimension, or keep the data in HBM"
             )
         self._one_dynamic("select")
         shape = self.shape[:dim] + self.shape[dim + 1 :]
@@ -104,7 +128,8 @@ class Views:
         """Return a gather view: row i is row ``vector_offset[i]`` of this HBM tensor."""
         if dim != 0 or self.on_chip:
             raise RuleViolation(
-                f"{self._what()}: vector_select({dim}, ...); it works on dimension 0 of an HBM tensor"
+                f"{self._what()}: vector_select({dim}, ...); it works on dimension 0 of an HBM "
+                "tensor"
             )
         self._one_dynamic("vector_select")
         vector = Dynamic("vector", vector_offset, self.strides[0])
@@ -129,8 +154,8 @@ class Views:
         self._keep_partition(dim != 0, f"broadcast({dim}, {size})")
         if self.shape[dim] != 1:
             raise ShapeError(
-                f"{self._what()}: broadcast({dim}, {size}) of a dimension of size {self.shape[dim]}; "
-                "only size 1 can be repeated"
+                f"{self._what()}: broadcast({dim}, {size}) of a dimension of size "
+                f"{self.shape[dim]}; only size 1 can be repeated"
             )
         shape = (*self.shape[:dim], int(size), *self.shape[dim + 1 :])
         strides = (*self.strides[:dim], 0, *self.strides[dim + 1 :])
@@ -151,8 +176,8 @@ class Views:
         self._keep_partition(dim != 0, f"squeeze_dim({dim})")
         if self.shape[dim] != 1:
             raise ShapeError(
-                f"{self._what()}: squeeze_dim({dim}) of a dimension of size {self.shape[dim]}; only "
-                "size 1 can be removed"
+                f"{self._what()}: squeeze_dim({dim}) of a dimension of size {self.shape[dim]}; "
+                "only size 1 can be removed"
             )
         shape = self.shape[:dim] + self.shape[dim + 1 :]
         return self._with(shape, self.strides[:dim] + self.strides[dim + 1 :])
@@ -163,7 +188,8 @@ class Views:
         parts = _infer(tuple(shape), self.shape[dim])
         if math.prod(parts) != self.shape[dim]:
             raise ShapeError(
-                f"{self._what()}: reshape_dim({dim}, {tuple(shape)}) does not multiply to {self.shape[dim]}"
+                f"{self._what()}: reshape_dim({dim}, {tuple(shape)}) does not multiply to "
+                f"{self.shape[dim]}"
             )
         self._keep_partition(dim != 0 or len(parts) == 1, f"reshape_dim({dim}, {tuple(shape)})")
         inner = self.strides[dim]
@@ -195,7 +221,8 @@ class Views:
         new = _infer(tuple(shape), self.size)
         if math.prod(new) != self.size:
             raise ShapeError(
-                f"{self._what()}: reshape{tuple(shape)} has {math.prod(new)} elements, the view {self.size}"
+                f"{self._what()}: reshape{tuple(shape)} has {math.prod(new)} elements, the view "
+                f"{self.size}"
             )
         self._keep_partition(new[0] == self.shape[0], f"reshape{tuple(shape)}")
         strides = _restride(self.shape, self.strides, new)
@@ -217,7 +244,8 @@ class Views:
         groups = [g if isinstance(g, (tuple, list)) else (g,) for g in src_pattern]
         if len(groups) != self.ndim:
             raise ShapeError(
-                f"{self._what()}: rearrange pattern {tuple(src_pattern)} has {len(groups)} dimensions"
+                f"{self._what()}: rearrange pattern {tuple(src_pattern)} has {len(groups)} "
+                "dimensions"
             )
         view = self
         names: list[str] = []
@@ -229,15 +257,13 @@ class Views:
         wanted = [n for g in dst_pattern for n in (g if isinstance(g, (tuple, list)) else (g,))]
         if sorted(wanted) != sorted(names) or len(set(names)) != len(names):
             raise ShapeError(
-                f"{self._what()}: rearrange {tuple(src_pattern)} -> {tuple(dst_pattern)} must name the "
-                "same dimensions once each"
+                f"{self._what()}: rearrange {tuple(src_pattern)} -> {tuple(dst_pattern)} must name "
+                "the same dimensions once each"
             )
         view = view.permute([names.index(n) for n in wanted])
-        dim = 0
-        for group in dst_pattern:
+        for dim, group in enumerate(dst_pattern):
             if isinstance(group, (tuple, list)):
                 view = view.flatten_dims(dim, dim + len(group) - 1)
-            dim += 1
         return view
 
     def view(self, dtype: Any) -> NkiTensor:
@@ -248,8 +274,8 @@ class Views:
             return self._make(self.shape, self.strides, self.offset, new, self.dynamic)
         if self.dynamic is not None or self.strides[-1] != 1:
             raise ShapeError(
-                f"{self._what()}: view({new}) needs a contiguous last dimension and no run-time index "
-                f"(strides {self.strides})"
+                f"{self._what()}: view({new}) needs a contiguous last dimension and no run-time "
+                f"index (strides {self.strides})"
             )
         scaled = [self.offset, self.shape[-1], *self.strides[:-1]]
         if any(v * old_size % new_size for v in scaled):
@@ -274,11 +300,11 @@ class Views:
         """Return a view with an explicit access pattern over the tile.
 
         Args:
-            pattern: ``[[step, count], ...]``, slow to fast, in elements of the new view. On chip the
-                first pair is the partition: its step is the tile's elements per partition.
+            pattern: ``[[step, count], ...]``, slow to fast, in elements of the new view. On chip
+                the first pair is the partition: its step is the tile's elements per partition.
             offset: elements added to this view's own offset; None means 0.
-            scalar_offset: a (1, 1) int32/uint32 SBUF tensor or a register; moves the start by its value
-                times the product of ``shape[indirect_dim + 1:]``.
+            scalar_offset: a (1, 1) int32/uint32 SBUF tensor or a register; moves the start by its
+                value times the product of ``shape[indirect_dim + 1:]``.
             vector_offset: a (P, 1) int32/uint32 SBUF tensor; row i of this HBM tensor starts at
                 ``vector_offset[i] * prod(shape[1:])``; the first step is then ignored.
             indirect_dim: which dimension of this view scales the run-time offset.
@@ -289,8 +315,8 @@ class Views:
         strides = tuple(int(step) for step, _ in pattern)
         if not shape or len(shape) > MAX_DIMS or min(shape) < 1 or min(strides) < 0:
             raise ShapeError(
-                f"{self._what()}: ap pattern {[list(p) for p in pattern]}; allowed are 1 to {MAX_DIMS} pairs "
-                "[step >= 0, count >= 1]"
+                f"{self._what()}: ap pattern {[list(p) for p in pattern]}; allowed are 1 to "
+                f"{MAX_DIMS} pairs [step >= 0, count >= 1]"
             )
         base, rest = divmod(self.offset * self.dtype.itemsize, new.itemsize)
         if rest:
@@ -315,8 +341,8 @@ class Views:
         self._one_dynamic("ap")
         if dtype.itemsize != self.dtype.itemsize:
             raise RuleViolation(
-                f"{self._what()}: ap with a run-time offset and dtype={dtype} of another size; the unit of "
-                "the offset is undocumented: reinterpret first"
+                f"{self._what()}: ap with a run-time offset and dtype={dtype} of another size; the "
+                "unit of the offset is undocumented: reinterpret first"
             )
         self._dim(dim, "ap indirect_dim")
         scale = math.prod(self.shape[dim + 1 :])
@@ -344,8 +370,8 @@ class Views:
         if strides[0] == row or shape[0] == 1 or strides[0] == own:
             return (row, *strides[1:])
         raise ShapeError(
-            f"{self._what()}: ap partition step {strides[0]}; the first pair walks partitions, so its step "
-            f"is the tile's {row} elements of {dtype} per partition"
+            f"{self._what()}: ap partition step {strides[0]}; the first pair walks partitions, so "
+            f"its step is the tile's {row} elements of {dtype} per partition"
         )
 
     def require_inside(self, what: str) -> None:
@@ -354,8 +380,8 @@ class Views:
         limit = self.mem.nbytes // self.dtype.itemsize
         if self.offset < 0 or last >= limit:
             raise OutOfBounds(
-                f"{self._what()}: {what} reaches element {last if last >= limit else self.offset} of a tile "
-                f"of {limit} elements; keep offset and pattern inside"
+                f"{self._what()}: {what} reaches element {last if last >= limit else self.offset} "
+                f"of a tile of {limit} elements; keep offset and pattern inside"
             )
         if self.on_chip:
             row = self.row_elements
@@ -364,8 +390,8 @@ class Views:
             )
             if used >= row:
                 raise OutOfBounds(
-                    f"{self._what()}: {what} reaches element {used} of a partition of {row} elements; an "
-                    "access cannot run on into the next partition"
+                    f"{self._what()}: {what} reaches element {used} of a partition of {row} "
+                    "elements; an access cannot run on into the next partition"
                 )
 
     def _with(self, shape: tuple[int, ...], strides: tuple[int, ...]) -> NkiTensor:
@@ -380,8 +406,8 @@ class Views:
 
     def _outside(self, index: str, dim: int) -> OutOfBounds:
         return OutOfBounds(
-            f"{self._what()}: index {index} is outside dimension {dim} of size {self.shape[dim]}; indices "
-            f"run from 0 to {self.shape[dim] - 1}, ends to {self.shape[dim]}"
+            f"{self._what()}: index {index} is outside dimension {dim} of size {self.shape[dim]}; "
+            f"indices run from 0 to {self.shape[dim] - 1}, ends to {self.shape[dim]}"
         )
 
     def _dim(self, dim: int, what: str) -> None:
@@ -393,18 +419,20 @@ class Views:
             self.on_chip or (self.dynamic is not None and self.dynamic.kind == "vector")
         ):
             raise ShapeError(
-                f"{self._what()}: {what} would change dimension 0, which is the partition (or the indirect) "
-                "dimension; it must stay first and whole"
+                f"{self._what()}: {what} would change dimension 0, which is the partition (or the "
+                "indirect) dimension; it must stay first and whole"
             )
 
     def _one_dynamic(self, what: str) -> None:
         if self.dynamic is not None:
             raise RuleViolation(
-                f"{self._what()}: {what} on a view that already has a run-time index; only one is possible"
+                f"{self._what()}: {what} on a view that already has a run-time index; only one is "
+                "possible"
             )
 
 
 def is_int(value: Any) -> bool:
+    """True for an int of Python or NumPy, but not for a bool."""
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 

@@ -1,4 +1,4 @@
-"""Builders of work records: what an instruction will occupy, from its operands' signatures alone."""
+"""Builders of work records: what an instruction occupies, from its operands' signatures."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """The embedded NKI: the published `nki` package, executed, checked and timed on a CPU.
 
 Importable as ``nki`` after ``import nki_kernels`` (see nki_kernels/toolchain.py). Names, parameters
-and meanings are those of NKI 0.6.0; where the documents leave a gap, the docstring states the choice.
+and meanings are those of NKI 0.6.0; where the documents leave a gap, the docstring states the
+choice.
 """
 
 from __future__ import annotations

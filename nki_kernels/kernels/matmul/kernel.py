@@ -16,6 +16,8 @@ Tensor engine. Nothing but PE limits a large product; the rest of this file keep
   in at least 217 ns.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import nki

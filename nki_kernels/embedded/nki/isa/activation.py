@@ -28,7 +28,10 @@ class _ActivationOperands(Rule):
     def problem(self, ops: Operands) -> str | None:
         op = operator(ops["op"])
         if op.activation is None:
-            return f"{op!r} is no activation function; ALU operators go to tensor_scalar or tensor_tensor"
+            return (
+                f"{op!r} is no activation function; ALU operators go to tensor_scalar or "
+                "tensor_tensor"
+            )
         scale, bias = ops["scale"], ops["bias"]
         if isinstance(scale, NkiTensor):
             if scale.dtype != dtypes.float32:

@@ -45,8 +45,8 @@ class _Dge(Rule):
             return None
         if mode is not dge_modes.hwdge or engine not in (Engine.sync, Engine.scalar):
             return (
-                f"engine={engine.name} with dge_mode={mode.name}; engine is sync or scalar, and only with "
-                "dge_mode=nisa.dge_mode.hwdge"
+                f"engine={engine.name} with dge_mode={mode.name}; engine is sync or scalar, and "
+                "only with dge_mode=nisa.dge_mode.hwdge"
             )
         return None
 
@@ -63,9 +63,15 @@ class _CopyTypes(Rule):
         if dst == src:
             return None
         if ops["dge_mode"] is dge_modes.hwdge:
-            return f"src {src} to dst {dst} with hwdge; it moves bits: use equal dtypes, or another mode"
+            return (
+                f"src {src} to dst {dst} with hwdge; it moves bits: use equal dtypes, or another "
+                "mode"
+            )
         if "packed" in (dst.kind, src.kind) or dtypes.float8_e8m0fnu in (dst, src):
-            return f"src {src} to dst {dst}; packed and scale types are not converted: use equal dtypes"
+            return (
+                f"src {src} to dst {dst}; packed and scale types are not converted: use equal "
+                "dtypes"
+            )
         return None
 
     def __str__(self) -> str:
@@ -139,8 +145,9 @@ def _require_inside(what: str, rows: _Rows, mode: oob_modes) -> None:
     bad = rows.inside.index(False)
     tile = rows.view.mem.tile
     raise OutOfBounds(
-        f"{what}: row {bad} of its run-time addresses starts at element {rows.starts[bad]} of tensor "
-        f"{tile.name!r} {list(tile.shape)}; keep indices inside, or pass oob_mode=nisa.oob_mode.skip"
+        f"{what}: row {bad} of its run-time addresses starts at element {rows.starts[bad]} of "
+        f"tensor {tile.name!r} {list(tile.shape)}; keep indices inside, or pass "
+        "oob_mode=nisa.oob_mode.skip"
     )
 
 
@@ -218,8 +225,8 @@ class _TransposeShape(Rule):
         wanted = _AXES.get(src.ndim)
         if wanted is None or (axes is not None and tuple(axes) != wanted):
             return (
-                f"axes={axes!r} for src {list(src.shape)}; supported are (1, 0), (2, 1, 0) and (3, 1, 2, 0) "
-                "by rank"
+                f"axes={axes!r} for src {list(src.shape)}; supported are (1, 0), (2, 1, 0) and (3, "
+                "1, 2, 0) by rank"
             )
         shape = tuple(src.shape[a] for a in wanted)
         if dst.shape != shape:
@@ -253,9 +260,10 @@ class _TransposeMode(Rule):
                 or src.dtype.itemsize != 2
             ):
                 return (
-                    f"hwdge transpose of src {list(src.shape)} {src.dtype}; it takes 2-byte elements, at most "
-                    "128 columns, and 16 rows in 2-D (shape[0] in 1, 2, 4, 8, 16 with shape[0] * shape[-2] a "
-                    "multiple of 16 in 3-D and 4-D): use dge_mode.unknown"
+                    f"hwdge transpose of src {list(src.shape)} {src.dtype}; it takes 2-byte "
+                    "elements, at most 128 columns, and 16 rows in 2-D (shape[0] in 1, 2, 4, 8, "
+                    "16 with shape[0] * shape[-2] a multiple of 16 in 3-D and 4-D): use "
+                    "dge_mode.unknown"
                 )
         if gathers:
             return self._gather(ops)
@@ -282,9 +290,10 @@ class _TransposeMode(Rule):
         if legal:
             return None
         return (
-            f"gathering transpose of src {list(src.shape)} {src.dtype} by indices {list(index.shape)} "
-            f"{index.dtype}; it takes gen3, 2-byte elements, at most 128 columns, rows in multiples of 16 and "
-            "uint32 indices [n, m] with n a multiple of 16 (128 if m > 1) and n * m >= rows"
+            f"gathering transpose of src {list(src.shape)} {src.dtype} by indices "
+            f"{list(index.shape)} {index.dtype}; it takes gen3, 2-byte elements, at most 128 "
+            "columns, rows in multiples of 16 and uint32 indices [n, m] with n a multiple of 16 "
+            "(128 if m > 1) and n * m >= rows"
         )
 
     def __str__(self) -> str:

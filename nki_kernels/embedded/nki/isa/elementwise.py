@@ -35,7 +35,10 @@ class _CopyEngine(Rule):
 
     def problem(self, ops: Operands) -> str | None:
         if ops.engine is Engine.scalar and ops.spec.generation == 2:
-            return f"engine=scalar on {ops.spec.name}; use the vector engine, or activation(op=nl.copy)"
+            return (
+                f"engine=scalar on {ops.spec.name}; use the vector engine, or "
+                "activation(op=nl.copy)"
+            )
         return None
 
     def __str__(self) -> str:
@@ -127,7 +130,10 @@ def _ops_problem(ops: Operands, tokens: tuple[Any, ...], data: tuple[str, ...]) 
             return f"{op!r} on {ops.spec.name}; it needs gen4"
     kinds = {op.kind for op in table}
     if len(kinds) > 1:
-        return f"operators {table}; op0 and op1 are both bitvec or both arithmetic: split the instruction"
+        return (
+            f"operators {table}; op0 and op1 are both bitvec or both arithmetic: split the "
+            "instruction"
+        )
     if kinds == {"bitvec"}:
         views = [(n, v) for n in (*data, "dst") if (v := ops.tensor(n)) is not None]
         bad = [f"{n} {v.dtype}" for n, v in views if not v.dtype.is_integer]
@@ -289,8 +295,8 @@ class _TensorScalarOps(Rule):
             legal = (["multiply", "add"], ["multiply"], ["add"], ["rsqrt"])
             if ops.spec.generation < 3 or names not in legal:
                 return (
-                    f"operators {names} on the scalar engine of {ops.spec.name}; it has multiply-add, "
-                    "multiply and add (gen3): use the vector engine"
+                    f"operators {names} on the scalar engine of {ops.spec.name}; it has "
+                    "multiply-add, multiply and add (gen3): use the vector engine"
                 )
         return None
 

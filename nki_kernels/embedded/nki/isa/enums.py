@@ -6,6 +6,21 @@ import enum
 
 from nki_kernels.hardware.spec import Engine as engine
 
+__all__ = [
+    "dge_mode",
+    "dma_engine",
+    "engine",
+    "gpsimd_engine",
+    "matmul_perf_mode",
+    "nc_version",
+    "oob_mode",
+    "reduce_cmd",
+    "scalar_engine",
+    "tensor_engine",
+    "unknown_engine",
+    "vector_engine",
+]
+
 
 class reduce_cmd(enum.Enum):
     """What an instruction does with the engine's accumulator registers."""

@@ -36,13 +36,17 @@ class _Contraction(Rule):
     def problem(self, ops: Operands) -> str | None:
         dst, stationary, moving = ops["dst"], ops["stationary"], ops["moving"]
         double = work.mode_name(ops["perf_mode"]) == "double_row"
-        given = f"stationary {list(stationary.shape)}, moving {list(moving.shape)}, dst {list(dst.shape)}"
+        given = (
+            f"stationary {list(stationary.shape)}, moving {list(moving.shape)}, "
+            f"dst {list(dst.shape)}"
+        )
         if double and any(v.ndim < 3 or v.shape[1] != 2 for v in (stationary, moving)):
             return f"{given}: double_row operands are [K, 2, columns]; reshape them"
         if stationary.shape[0] != moving.shape[0]:
             return (
                 f"{given}: the contraction (dimension 0) is {stationary.shape[0]} against "
-                f"{moving.shape[0]}; both operands need the same number of partitions: slice or pad one"
+                f"{moving.shape[0]}; both operands need the same number of partitions: slice or "
+                "pad one"
             )
         per_row = 2 if double else 1
         m, n = stationary.free_size // per_row, moving.free_size // per_row
@@ -91,8 +95,8 @@ class _MatmulDtypes(Rule):
         generation = ops.spec.generation
         if (a in _FP32) != (b in _FP32):
             return (
-                f"stationary {a} with moving {b}; float32 and tfloat32 multiply only with each other: "
-                "convert one operand"
+                f"stationary {a} with moving {b}; float32 and tfloat32 multiply only with each "
+                "other: convert one operand"
             )
         if generation < 4 and dtypes.float8_e4m3fn in (a, b):
             return f"float8_e4m3fn on {ops.spec.name}; it needs gen4: use float8_e4m3"
@@ -135,8 +139,8 @@ class _OneBank(Rule):
         if first // bank == last // bank:
             return None
         return (
-            f"dst covers bytes {first} to {last} of its partition, across PSUM banks of {bank} bytes; a "
-            "matmul writes one bank: align the tile and narrow it"
+            f"dst covers bytes {first} to {last} of its partition, across PSUM banks of {bank} "
+            "bytes; a matmul writes one bank: align the tile and narrow it"
         )
 
     def __str__(self) -> str:
@@ -164,8 +168,8 @@ class _Tiling(Rule):
         start = ops["dst"].start_partition
         if size[1] != full and start != position[1]:
             return (
-                f"dst starts at partition {start} with start column {position[1]}; column tile c writes the "
-                "partitions from c on: slice dst there"
+                f"dst starts at partition {start} with start column {position[1]}; column tile c "
+                "writes the partitions from c on: slice dst there"
             )
         return None
 
@@ -222,10 +226,11 @@ def nc_matmul(
 ) -> None:
     """dst[m, n] (+)= sum_k stationary[k, m] * moving[k, n], products and sums in float32.
 
-    ``accumulate``: False overwrites, True adds to what an earlier matmul wrote, None overwrites what
-    no matmul of this tile has written and adds to the rest. double_row: operands [K, 2, columns],
-    both planes contracted. is_transpose: dst = stationary.T bit for bit, moving is an identity.
-    The order of the sum over k is unspecified on the device; here it is the host BLAS's.
+    ``accumulate``: False overwrites, True adds to what an earlier matmul wrote, None overwrites
+    what no matmul of this tile has written and adds to the rest. double_row: operands
+    [K, 2, columns], both planes contracted. is_transpose: dst = stationary.T bit for bit, moving
+    is an identity. The order of the sum over k is unspecified on the device; here it is the host
+    BLAS's.
     """
     if is_transpose:
         _transpose_by_identity(ctx, dst, stationary, moving)
@@ -267,8 +272,9 @@ def _transpose_by_identity(
     eye = float_values(moving, ctx.run, "moving").reshape(moving.shape[0], -1)
     if eye.shape[0] != eye.shape[1] or not np.array_equal(eye, np.eye(eye.shape[0])):
         raise RuleViolation(
-            f"nisa.nc_matmul: is_transpose with a moving operand {list(moving.shape)} that is no identity; "
-            "pass an identity matrix of the data's type as moving, the data as stationary"
+            f"nisa.nc_matmul: is_transpose with a moving operand {list(moving.shape)} that is no "
+            "identity; pass an identity matrix of the data's type as moving, the data as "
+            "stationary"
         )
     values = stationary.mem.array(stationary.region, stationary.dtype.host)
     flipped = values.reshape(values.shape[0], -1).T
@@ -294,8 +300,8 @@ class _Flipped(Rule):
         limit = ops.spec.stationary_fmax if tensor else ops.spec.quadrant
         if max(p, f) > limit:
             return (
-                f"data {list(data.shape)} on the {ops.engine.name} engine; at most [{limit}, {limit}]: "
-                "tile it"
+                f"data {list(data.shape)} on the {ops.engine.name} engine; at most [{limit}, "
+                f"{limit}]: tile it"
             )
         return None
 
@@ -311,8 +317,9 @@ class _TransposeOperands(Rule):
         dst, data = ops["dst"], ops["data"]
         if ops.engine is Engine.tensor and (memory(dst), memory(data)) != ("psum", "sbuf"):
             return (
-                f"data in {memory(data).upper()} to dst in {memory(dst).upper()} on the tensor engine; it "
-                "reads SBUF and writes PSUM: copy the data, or use engine=nisa.engine.vector"
+                f"data in {memory(data).upper()} to dst in {memory(dst).upper()} on the tensor "
+                "engine; it reads SBUF and writes PSUM: copy the data, or use "
+                "engine=nisa.engine.vector"
             )
         wanted = data.dtype
         if ops.spec.generation == 2 and ops.engine is Engine.tensor and data.dtype.itemsize == 2:
@@ -323,8 +330,9 @@ class _TransposeOperands(Rule):
             )
         if ops.engine is Engine.tensor and data.dtype.itemsize == 1 and work.inner_step(dst) != 2:
             return (
-                f"1-byte {data.dtype} with a dst step of {work.inner_step(dst)} bytes; each result takes 16 "
-                "bits in PSUM: give dst an extra innermost dimension of 2 and pass [..., 0]"
+                f"1-byte {data.dtype} with a dst step of {work.inner_step(dst)} bytes; each result "
+                "takes 16 bits in PSUM: give dst an extra innermost dimension of 2 and pass [..., "
+                "0]"
             )
         return None
 

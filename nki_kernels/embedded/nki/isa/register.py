@@ -15,7 +15,7 @@ from nki_kernels.machine.trace import ControlWork, where
 
 
 def register_alloc(x: Any = None) -> VirtualRegister:
-    """Return a new 32-bit register: uninitialised, holding the int `x`, or loaded from a (1, 1) tile.
+    """Return a new 32-bit register: uninitialised, holding the int `x`, or loaded from a tile.
 
     Source: nki.isa.register_alloc (the tile form is from the 0.2 notes; accepted, avoid it).
     """
@@ -95,8 +95,8 @@ def _writable(register: VirtualRegister, what: str) -> None:
         raise RuleViolation(f"{what}: dst={register!r}; it must come from nisa.register_alloc")
     if register.frozen:
         raise RuleViolation(
-            f"{what}: register {register.number} is the index of a device loop and cannot be written; copy "
-            "it with register_move"
+            f"{what}: register {register.number} is the index of a device loop and cannot be "
+            "written; copy it with register_move"
         )
 
 

@@ -35,8 +35,8 @@ class _Pattern(Rule):
         count = math.prod(n for _, n in pattern)
         if min(n for _, n in pattern) < 1 or count != dst.free_size:
             return (
-                f"pattern {[list(p) for p in pattern]} makes {count} values, dst {list(dst.shape)} holds "
-                f"{dst.free_size} per partition; the counts must multiply to that"
+                f"pattern {[list(p) for p in pattern]} makes {count} values, dst {list(dst.shape)} "
+                f"holds {dst.free_size} per partition; the counts must multiply to that"
             )
         for name in ("offset", "channel_multiplier"):
             value = ops[name]
@@ -51,7 +51,7 @@ class _Pattern(Rule):
 def affine(
     partitions: int, pattern: Sequence[Sequence[int]], offset: int, channel_multiplier: int
 ) -> Array:
-    """Return int32 offset + p * channel_multiplier + sum(index * step), [P, N], wrapping at 32 bits."""
+    """Return int32 [P, N]: offset + p * channel_multiplier + sum(index * step), wrapping."""
     total = np.int64(offset) + np.arange(partitions, dtype=np.int64)[:, None] * int(
         channel_multiplier
     )
@@ -80,10 +80,10 @@ def iota(
     channel_multiplier: int = 0,
     name: str | None = None,
 ) -> None:
-    """dst[p, w, z, y, x] = offset + p * channel_multiplier + w*step_w + z*step_z + y*step_y + x*step_x.
+    """dst[p, w, z, y, x] = offset + p*multiplier + w*step_w + z*step_z + y*step_y + x*step_x.
 
-    32-bit integer arithmetic, then one cast to dst. p counts from 0 in the view of dst (the
-    documents leave open whether it counts physical partitions).
+    `multiplier` is channel_multiplier. 32-bit integer arithmetic, then one cast to dst. p counts
+    from 0 in the view of dst (the documents leave open whether it counts physical partitions).
     """
     start = offset.read() if isinstance(offset, VirtualRegister) else int(offset)
     values = affine(dst.shape[0], pattern, start, channel_multiplier)

@@ -35,12 +35,13 @@ def _bound(value: Any, what: str) -> int:
 
 
 def fori_loop(
-    lower: Any, upper: Any, body_fun: Callable[[VirtualRegister], None], step: int = 1
+    lower: Any, upper: Any, body_fun: Callable[[VirtualRegister], object], step: int = 1
 ) -> None:
     """Run ``body_fun(i)`` on the device for i in range(lower, upper, step).
 
     Args:
-        lower, upper: ints or registers.
+        lower: the first index, an int or a register.
+        upper: the end, not included, an int or a register.
         body_fun: gets the index as a register it may read but not write; returns None.
         step: a positive int.
 
@@ -54,7 +55,8 @@ def fori_loop(
     def body(value: int) -> None:
         if body_fun(run.register(value, frozen=True)) is not None:
             raise KernelError(
-                "nl.fori_loop: the body returned a value; it must return None: carry state in SBUF or HBM"
+                "nl.fori_loop: the body returned a value; it must return None: carry state in "
+                "SBUF or HBM"
             )
 
     run.iterate(range(_bound(lower, "lower"), _bound(upper, "upper"), int(step)), body)
@@ -77,7 +79,8 @@ def while_loop(
         following = body_fun(register)
         if not isinstance(following, VirtualRegister):
             raise KernelError(
-                f"nl.while_loop: the body returned {following!r}; it must return the next condition register"
+                f"nl.while_loop: the body returned {following!r}; it must return the next "
+                "condition register"
             )
         state[0] = following
 

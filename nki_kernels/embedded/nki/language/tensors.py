@@ -20,7 +20,7 @@ shared_hbm = MemoryRegion.shared_hbm
 
 
 class ndarray(NkiTensor):
-    """``nl.ndarray(shape, dtype, buffer=nl.sbuf, name='', address=None)``: a fresh, unwritten tensor.
+    """An unwritten tensor: ``nl.ndarray(shape, dtype, buffer=nl.sbuf, name='', address=None)``.
 
     A class, because published kernels use it in annotations; calling it returns an `NkiTensor`.
     `address` is (start partition, byte offset in the partition).
@@ -34,6 +34,7 @@ class ndarray(NkiTensor):
         name: str = "",
         address: tuple[int, int] | None = None,
     ) -> NkiTensor:
+        """Allocate; raises as `Run.allocate` does."""
         return current("nl.ndarray").allocate(shape, dtype, buffer, name, address)
 
 
@@ -65,7 +66,7 @@ def is_on_chip(buffer: MemoryRegion) -> bool:
 def full(
     shape: Any, fill_value: float, dtype: Any, buffer: MemoryRegion = sbuf, name: str = ""
 ) -> NkiTensor:
-    """Return a new tensor filled with `fill_value` (HBM: through an SBUF tile, row block by row block)."""
+    """Return a new tensor filled with `fill_value` (HBM: through an SBUF tile, block by block)."""
     run = current("nl.full")
     result = run.allocate(shape, dtype, buffer, name)
     if buffer is sbuf or buffer is psum:
@@ -111,7 +112,8 @@ def shared_identity_matrix(n: int, dtype: Any = uint8, dst: NkiTensor | None = N
     run = current("nl.shared_identity_matrix")
     if not 1 <= n <= run.spec.partitions:
         raise ShapeError(
-            f"nl.shared_identity_matrix: n={n}; it must be 1 to {run.spec.partitions} (one row a partition)"
+            f"nl.shared_identity_matrix: n={n}; it must be 1 to {run.spec.partitions} (one row a "
+            "partition)"
         )
     result = run.allocate((n, n), dtype, sbuf) if dst is None else dst
     index = run.allocate((n, n), "int32", sbuf)
