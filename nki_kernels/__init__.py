@@ -6,9 +6,28 @@ Importing this package decides which ``nki`` package is in force (see ``toolchai
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from nki_kernels import toolchain
 from nki_kernels._version import __version__
 
-__all__ = ["__version__", "toolchain"]
+if TYPE_CHECKING:
+    from nki_kernels.machine.tensor import Abstract
+    from nki_kernels.profiler import Profile, profile
+
+__all__ = ["Abstract", "Profile", "__version__", "profile", "toolchain"]
 
 toolchain.activate()
+
+
+def __getattr__(name: str) -> Any:
+    """Load the profiler on first use: deciding the toolchain must stay cheap."""
+    if name == "Abstract":
+        from nki_kernels.machine.tensor import Abstract
+
+        return Abstract
+    if name in ("Profile", "profile"):
+        from nki_kernels import profiler
+
+        return getattr(profiler, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
