@@ -198,45 +198,34 @@ class NkiTensor(NKIObject, Views):
         for dim, index in enumerate(keys):
             extent, stride = shape[dim], strides[dim]
             if index.__class__ is slice:
+                start, stop, step = index.start, index.stop, index.step
+                if (
+                    start.__class__ is int
+                    and stop.__class__ is int
+                    and step is None
+                    and 0 <= start < stop <= extent
+                ):
+                    # The common case, inline: a call per slice costs as much as the rest.
+                    offset += start * stride
+                    new_shape.append(stop - start)
+                    new_strides.append(stride)
+                    continue
                 start, count, step = self._bounds(index, dim)
-                if step != 1 and on_chip and dim == 0 and count > 1:
-                    raise ShapeError(
-                        f"{self._what()}: slice step {step} on dimension 0; partitions are "
-                        "contiguous: use step 1, or copy with a DMA"
-                    )
                 offset += start * stride
                 new_shape.append(count)
                 new_strides.append(stride * step)
             elif index.__class__ is DynamicSlice:
-                start, count = index
-                if not (is_int(start) and is_int(count)):
-                    raise RuleViolation(
-                        f"{self._what()}: nl.ds({start!r}, {count!r}) needs ints; for a run-time "
-                        "start use .ap(..., scalar_offset=...) or .select(dim, index)"
-                    )
-                if start < 0 or count < 1 or start + count > extent:
-                    raise self._outside(f"nl.ds({start}, {count})", dim)
+                start, count = self._dynamic_bounds(index, dim)
                 offset += start * stride
                 new_shape.append(count)
                 new_strides.append(stride)
-            elif is_int(index):
-                at = int(index)
-                if at < 0:
-                    at += extent
-                if not 0 <= at < extent:
-                    raise self._outside(str(index), dim)
-                offset += at * stride
+            else:
+                offset += self._position(index, dim) * stride
                 if on_chip and dim == 0:
                     new_shape.append(1)
                     new_strides.append(stride)
                 else:
                     dropped = stride
-            else:
-                raise RuleViolation(
-                    f"{self._what()}: index {index!r} of type {type(index).__name__}; allowed are "
-                    "int, slice, Ellipsis and nl.ds(start, size); for run-time indices use "
-                    ".ap(..., scalar_offset= / vector_offset=) or .select(dim, index)"
-                )
         rest = len(keys)
         new_shape.extend(shape[rest:])
         new_strides.extend(strides[rest:])
@@ -268,6 +257,30 @@ class NkiTensor(NKIObject, Views):
             )
         return keys
 
+    def _dynamic_bounds(self, index: DynamicSlice, dim: int) -> tuple[int, int]:
+        start, count = index
+        if not (is_int(start) and is_int(count)):
+            raise RuleViolation(
+                f"{self._what()}: nl.ds({start!r}, {count!r}) needs ints; for a run-time start use "
+                ".ap(..., scalar_offset=...) or .select(dim, index)"
+            )
+        if start < 0 or count < 1 or start + count > self.shape[dim]:
+            raise self._outside(f"nl.ds({start}, {count})", dim)
+        return int(start), int(count)
+
+    def _position(self, index: Any, dim: int) -> int:
+        if not is_int(index):
+            raise RuleViolation(
+                f"{self._what()}: index {index!r} of type {type(index).__name__}; allowed are int, "
+                "slice, Ellipsis and nl.ds(start, size); for run-time indices use .ap(..., "
+                "scalar_offset= / vector_offset=) or .select(dim, index)"
+            )
+        extent = self.shape[dim]
+        at = int(index) + extent if index < 0 else int(index)
+        if not 0 <= at < extent:
+            raise self._outside(str(index), dim)
+        return at
+
     def _bounds(self, index: slice, dim: int) -> tuple[int, int, int]:
         extent = self.shape[dim]
         start, stop, step = index.start, index.stop, index.step
@@ -293,7 +306,13 @@ class NkiTensor(NKIObject, Views):
                 f"{self._what()}: slice {index.start}:{index.stop} on dimension {dim} of size "
                 f"{extent} is empty; start must be smaller than end"
             )
-        return int(start), int(-(-(stop - start) // step)), int(step)
+        count = int(-(-(stop - start) // step))
+        if step != 1 and dim == 0 and count > 1 and self.on_chip:
+            raise ShapeError(
+                f"{self._what()}: slice step {step} on dimension 0; partitions are contiguous: use "
+                "step 1, or copy with a DMA"
+            )
+        return int(start), count, int(step)
 
     def __setitem__(self, key: Any, value: Any) -> NoReturn:
         """Refused: a NeuronCore has no assignment; use an instruction."""
