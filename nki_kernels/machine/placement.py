@@ -242,6 +242,7 @@ class _Attempt:
         self._ends: list[tuple[int, int, int, int]] = []
         #: Per grain: when its last owner died, _NEVER, or _LIVE.
         self.freed: npt.NDArray[np.int64] = np.full(pool.units, _NEVER, np.int64)
+        #: Per grain: the last automatic tile that owned it.
         self._owner: list[int] = [_NEVER] * pool.units
         #: Per box of fixed addresses: the tiles a newcomer has to wait for or shares bytes with.
         self._holders: dict[_Box, list[_Life]] = {}
@@ -322,8 +323,11 @@ class _Attempt:
         """Record an automatic tile: whom it follows, and when it dies."""
         before = set(self._owner[a:b])
         before.discard(_NEVER)
-        for tile in list(before):
-            before |= self.aliases.get(tile, set())
+        if not self.rotate:
+            for box, holders in self._holders.items():
+                first, last = self._grains(box)
+                if first < b and a < last:
+                    before.update(holder.tile.id for holder in holders)
         if before:
             self.predecessors[life.tile.id] = tuple(sorted(before))
         self._owner[a:b] = [life.tile.id] * (b - a)
@@ -334,7 +338,8 @@ class _Attempt:
         """Record a tile at a fixed address; lives at one address may overlap."""
         tile = life.tile.id
         a, b = self._grains(box)
-        before = {t for t in self._owner[a:b] if t != _NEVER and t not in self.fixed.box}
+        before = set(self._owner[a:b])
+        before.discard(_NEVER)
         for other in self.fixed.meets[box]:
             kept = []
             for holder in self._holders.get(other, ()):
@@ -349,8 +354,6 @@ class _Attempt:
                 self._holders[box] = [*kept, life]
         if before:
             self.predecessors[tile] = tuple(sorted(before))
-        if not self.rotate:
-            self._owner[a:b] = [tile] * (b - a)
         # No grain is freed when it dies: `blocked` knows the lives at fixed addresses.
         heapq.heappush(self._ends, (life.end, tile, 0, 0))
 
