@@ -44,6 +44,16 @@ def test_the_first_kernel_runs_as_pasted(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
 
 
+def test_the_first_profile_runs_as_pasted(tmp_path: Path) -> None:
+    both = block("python: first kernel") + block("python: first profile")
+    (tmp_path / "first.py").write_text(both, encoding="utf-8")
+    done = run_python(["first.py"], cwd=tmp_path, path=[REPO])
+    assert done.returncode == 0, done.stderr
+    first, label, *figures = done.stdout.splitlines()
+    assert (first, label) == ("True", "add on trn2 (model, unvalidated)")
+    assert dict(line.split() for line in figures)["limiting_engine"] == "dma"
+
+
 def test_links_lead_somewhere() -> None:
     targets = re.findall(r"\]\((?!https?:)([^)#]+)", README)
     assert targets
