@@ -24,6 +24,7 @@ from nki_kernels.machine.rules import (
     memory,
 )
 from nki_kernels.machine.tensor import NkiTensor
+from nki_kernels.machine.trace import where
 
 _FP32 = (dtypes.float32, dtypes.tfloat32)
 _INPUTS = (*dtypes.MATMUL_INPUTS, dtypes.float8_e4m3fn)
@@ -60,13 +61,23 @@ class _Contraction(Rule):
         return "`dst` [M, N] for `stationary` [K, M] and `moving` [K, N]"
 
 
+def _is_pair(value: Any) -> bool:
+    return (
+        isinstance(value, tuple)
+        and len(value) == 2
+        and all(isinstance(v, (int, np.integer)) for v in value)
+    )
+
+
 @dataclass(frozen=True)
 class _MatmulSizes(Rule):
     """Array limits: K <= 128, M <= 128, N <= 512 (gen4: the whole PSUM)."""
 
     def problem(self, ops: Operands) -> str | None:
         spec = ops.spec
-        rows, columns = ops["tile_size"] or (spec.partitions, spec.stationary_fmax)
+        rows, columns = spec.partitions, spec.stationary_fmax
+        if _is_pair(ops["tile_size"]):
+            rows, columns = ops["tile_size"]
         double = 2 if work.mode_name(ops["perf_mode"]) == "double_row" else 1
         width = spec.moving_fmax
         if spec.generation >= 4:
@@ -104,8 +115,6 @@ class _MatmulDtypes(Rule):
             return (
                 "float8_e4m3 with float8_e4m3fn; the two formats cannot meet: convert one operand"
             )
-        if work.mode_name(ops["perf_mode"]) == "double_row" and not {a, b} <= set(dtypes.FP8):
-            return f"double_row with {a} and {b}; it needs fp8 operands"
         if ops["is_transpose"] and generation >= 3:
             return (
                 None
@@ -123,14 +132,47 @@ class _MatmulDtypes(Rule):
 
 
 @dataclass(frozen=True)
+class _Modes(Rule):
+    """What the flags may be, and which go together."""
+
+    def problem(self, ops: Operands) -> str | None:
+        mode, accumulate = ops["perf_mode"], ops["accumulate"]
+        names = [m.value for m in matmul_perf_mode]
+        if work.mode_name(mode) not in names:
+            return f"perf_mode={mode!r}; it must be a member of nisa.matmul_perf_mode"
+        if accumulate is not None and not isinstance(accumulate, (bool, np.bool_)):
+            return f"accumulate={accumulate!r}; it must be True, False or None"
+        if work.mode_name(mode) != "double_row":
+            return None
+        a, b, spec = ops["stationary"].dtype, ops["moving"].dtype, ops.spec
+        if spec.generation < 3:
+            return f"double_row on {spec.name}; it needs gen3: split the contraction in two"
+        if not {a, b} <= set(dtypes.FP8):
+            return f"double_row with {a} and {b}; it needs fp8 operands"
+        if ops["is_transpose"]:
+            return "double_row with is_transpose; they cannot be combined: drop double_row"
+        size = ops["tile_size"]
+        if _is_pair(size) and size[1] != spec.partitions:
+            return (
+                f"double_row with tile_size {size}; it allows no column tiles: use "
+                f"{spec.partitions} columns"
+            )
+        return None
+
+    def __str__(self) -> str:
+        return "double_row from gen3, fp8, without column tiles and transposes"
+
+
+@dataclass(frozen=True)
 class _OneBank(Rule):
-    """A matmul destination stays inside one PSUM bank before gen4."""
+    """What the Tensor engine writes stays inside one PSUM bank before gen4."""
 
     check = "psum_bank"
 
     def problem(self, ops: Operands) -> str | None:
         dst = ops["dst"]
-        if ops.spec.generation >= 4 or memory(dst) != "psum":
+        by_array = ops.engine is Engine.tensor and memory(dst) == "psum"
+        if ops.spec.generation >= 4 or not by_array:
             return None
         size, bank = dst.dtype.itemsize, ops.spec.psum_bank_bytes
         first = dst.offset * size % dst.mem.tile.row_bytes
@@ -140,7 +182,7 @@ class _OneBank(Rule):
             return None
         return (
             f"dst covers bytes {first} to {last} of its partition, across PSUM banks of {bank} "
-            "bytes; a matmul writes one bank: align the tile and narrow it"
+            "bytes; the Tensor engine writes one bank: align the tile and narrow it"
         )
 
     def __str__(self) -> str:
@@ -149,7 +191,7 @@ class _OneBank(Rule):
 
 @dataclass(frozen=True)
 class _Tiling(Rule):
-    """Row and column tiles of the array: sizes 32, 64, 128, positions multiples of them."""
+    """Row and column tiles of the array: sizes 32 (gen3), 64, 128, positions multiples of them."""
 
     def problem(self, ops: Operands) -> str | None:
         position, size = ops["tile_position"], ops["tile_size"]
@@ -157,14 +199,24 @@ class _Tiling(Rule):
             return None
         if not position or not size:
             return "tile_position and tile_size go together; give both or neither"
+        given = f"tile_position {position!r} with tile_size {size!r}"
+        if not (_is_pair(position) and _is_pair(size)):
+            return f"{given}; each is two ints, for rows and for columns"
         full, quadrant = ops.spec.partitions, ops.spec.quadrant
-        allowed = (quadrant, 2 * quadrant, full)
+        allowed = (
+            (2 * quadrant, full) if ops.spec.generation < 3 else (quadrant, 2 * quadrant, full)
+        )
         if size[0] not in allowed or size[1] not in allowed:
-            return f"tile_size {tuple(size)}; each side is one of {', '.join(map(str, allowed))}"
+            sides = ", ".join(map(str, allowed))
+            return f"tile_size {size}; each side is one of {sides} on {ops.spec.name}"
         if position[0] % size[0] or position[1] % size[1]:
-            return f"tile_position {tuple(position)} is no multiple of tile_size {tuple(size)}"
-        if ops.spec.generation == 2 and tuple(size) == (quadrant, quadrant):
-            return f"tile_size {tuple(size)} does not exist on {ops.spec.name}"
+            return f"tile_position {position} is no multiple of tile_size {size}"
+        last = (full - size[0], full - size[1])
+        if not (0 <= position[0] <= last[0] and 0 <= position[1] <= last[1]):
+            return (
+                f"tile_position {position} with tile_size {size} is outside the array; rows start "
+                f"at 0 to {last[0]}, columns at 0 to {last[1]}"
+            )
         start = ops["dst"].start_partition
         if size[1] != full and start != position[1]:
             return (
@@ -183,7 +235,8 @@ def _groups(run: Run, args: tuple[Any, ...]) -> bool | Array:
     if transposes:
         dst.mem.end_groups(dst.region)
         return False
-    started: bool | Array = dst.mem.accumulates(dst.region, accumulate)
+    asked = None if accumulate is None else bool(accumulate)
+    started: bool | Array = dst.mem.accumulates(dst.region, asked)
     return started
 
 
@@ -198,6 +251,7 @@ def _groups(run: Run, args: tuple[Any, ...]) -> bool | Array:
         BufferIs("moving", "sbuf", remedy="copy it to SBUF with tensor_copy"),
         DtypeIn("stationary", _INPUTS),
         DtypeIn("moving", _INPUTS),
+        _Modes(),
         _MatmulDtypes(),
         _Contraction(),
         _MatmulSizes(),
@@ -272,9 +326,9 @@ def _transpose_by_identity(
     eye = float_values(moving, ctx.run, "moving").reshape(moving.shape[0], -1)
     if eye.shape[0] != eye.shape[1] or not np.array_equal(eye, np.eye(eye.shape[0])):
         raise RuleViolation(
-            f"nisa.nc_matmul: is_transpose with a moving operand {list(moving.shape)} that is no "
-            "identity; pass an identity matrix of the data's type as moving, the data as "
-            "stationary"
+            f"nisa.nc_matmul at {where(ctx.run.kernel_site())}: is_transpose with a moving operand "
+            f"{list(moving.shape)} that is no identity; pass an identity matrix of the data's type "
+            "as moving, the data as stationary"
         )
     values = stationary.mem.array(stationary.region, stationary.dtype.host)
     flipped = values.reshape(values.shape[0], -1).T
@@ -352,6 +406,7 @@ class _TransposeOperands(Rule):
         AtMost("data", partitions="partitions"),
         _TransposeOperands(),
         _Flipped(),
+        _OneBank(),
     ),
     cost=work.transpose,
     source="nki.isa.nc_transpose; cost: max(P, min(64, F)) on Tensor, max(64, N) on Vector (2.26)",
