@@ -89,7 +89,7 @@ def apply(
     buffers: Sequence[Any] = (),
     target: str = "toy",
 ) -> Any:
-    """Return dst after ``call(dst, *tiles)``; `buffers` says where the inputs lie (default SBUF)."""
+    """Return dst after ``call(dst, *tiles)``; `buffers` says where inputs lie (default SBUF)."""
 
     def kernel(*inputs: Any) -> Any:
         places = [*buffers, *[SBUF] * len(inputs)]
@@ -174,10 +174,11 @@ def cast(exact: Any, dtype: Any) -> Any:
     Integers: nearest, ties to even, saturating, NaN to 0. For + - * / and sqrt of float32 values
     the float64 result rounded to float32 is the correctly rounded one.
     """
-    single = np.asarray(exact, np.float64).astype(np.float32)
     host = np.dtype(HOSTS[dtype])
-    if host.kind not in "iu":
-        return single.astype(host)
+    with np.errstate(over="ignore"):  # to infinity, as IEEE says
+        single = np.asarray(exact, np.float64).astype(np.float32)
+        if host.kind not in "iu":
+            return single.astype(host)
     info = np.iinfo(host)
 
     def one(x: float) -> int:

@@ -204,11 +204,16 @@ def tensor_tensor(
     """dst[p, f] = op(data1[p, f], data2[p, f]) in float32.
 
     Bitvec operators work on raw bits. With only int32/uint32 operands on GpSimd the arithmetic is
-    32-bit integer and wraps (wrapping is this project's reading; the documents say "exact").
+    32-bit integer and wraps (wrapping is this project's reading; the documents say "exact"), but for
+    power, which stays in float32: no document describes an integer power.
     """
     run, kind = ctx.run, operator(op)
     target = dst.mem.array(dst.region, dst.dtype.host)
-    integers = ctx.engine is Engine.gpsimd and all(v.dtype in _INT32 for v in (dst, data1, data2))
+    integers = (
+        ctx.engine is Engine.gpsimd
+        and kind.name != "power"
+        and all(v.dtype in _INT32 for v in (dst, data1, data2))
+    )
     if kind.kind == "bitvec" or integers:
         a = data1.mem.array(data1.region, data1.dtype.host).reshape(target.shape)
         b = data2.mem.array(data2.region, data2.dtype.host).reshape(target.shape)
