@@ -186,7 +186,9 @@ DMA = DmaSpec(
     transpose_sbuf_share=documented(0.5, ARCH, high=0.5),
     compute_share=documented(0.5, "AWS NKI documents: DMA with cast or addition runs at half rate"),
     small_write_bytes=documented(512, DMA_GUIDE),
-    small_write_factor=estimated(2.0, "read-modify-write below 512 B", low=1.0, high=4.0),
+    small_write_factor=estimated(
+        1.0, "documented as read-modify-write; 256 B rows of the store probe show none", high=2.0
+    ),
 )
 
 SYNC = SyncSpec(

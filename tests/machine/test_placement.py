@@ -141,8 +141,8 @@ def test_fixed_and_automatic_tiles(trace: Trace) -> None:
     try:
         check(trace)
     except DoesNotFit:
-        # Around fixed addresses the toy's four banks can run out; SBUF cannot.
-        assert any(t.address is not None and t.memory == "psum" for t in trace.tiles)
+        # Around fixed addresses the toy's small memories can run out; without them they cannot.
+        assert any(t.address is not None for t in trace.tiles)
 
 
 def test_unused_tiles_are_dropped() -> None:
