@@ -26,6 +26,7 @@ from nki_kernels.machine.errors import (
     RuleViolation,
     ShapeError,
 )
+from nki_kernels.machine.layout import MAX_DIMS
 from nki_kernels.machine.memory import Memory, uninitialized
 from nki_kernels.machine.options import NkiWarning, Options
 from nki_kernels.machine.tensor import MemoryRegion, NkiTensor
@@ -41,7 +42,6 @@ from nki_kernels.machine.trace import (
     where,
 )
 from nki_kernels.machine.trace import Memory as MemoryName
-from nki_kernels.machine.views import MAX_DIMS
 
 if TYPE_CHECKING:
     from nki_kernels.machine.instruction import Instruction, Plan
@@ -398,8 +398,8 @@ class Run:
             else:
                 unknown |= not index.known
             if dynamic.kind == "scalar" and not plan.handles_dynamic and not unknown:
-                static = view.resolved()
-                static.require_inside(f"{plan.opcode} {plan.names[at]} with its run-time index")
+                what = f"{plan.opcode} {plan.names[at]} at {where(self.kernel_site())}"
+                static = view.resolved(what)
                 access = view.access
                 static._access = access
                 resolved[at] = static

@@ -14,17 +14,19 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from nki_kernels.machine import dtypes
 from nki_kernels.machine.dtypes import Array, DType, as_dtype
 from nki_kernels.machine.errors import (
     AbstractValue,
     KernelError,
+    NkiKernelsError,
+    OutOfBounds,
     RuleViolation,
     ShapeError,
 )
+from nki_kernels.machine.layout import Dynamic, is_int
 from nki_kernels.machine.memory import Memory, Region, poisoned
 from nki_kernels.machine.trace import Access
-from nki_kernels.machine.views import Dynamic, Views, is_int
+from nki_kernels.machine.views import Views
 
 
 class MemoryRegion(Enum):
@@ -189,7 +191,11 @@ class NkiTensor(NKIObject, Views):
         """
         keys = key if key.__class__ is tuple else (key,)
         shape, strides, offset = self.shape, self.strides, self.offset
-        if self.dynamic is not None or Ellipsis in keys or len(keys) > len(shape):
+        try:
+            plain = self.dynamic is None and Ellipsis not in keys and len(keys) <= len(shape)
+        except ValueError:  # an array among the keys compares element by element
+            plain = True
+        if not plain:
             keys = self._plain_keys(keys)
         on_chip = self.mem.tile.memory != "hbm"
         new_shape: list[int] = []
@@ -250,7 +256,8 @@ class NkiTensor(NKIObject, Views):
             at = keys.index(Ellipsis)
             fill = (slice(None),) * (len(self.shape) - given)
             keys = keys[:at] + fill + keys[at + 1 :]
-        if self.dynamic is not None and self.dynamic.kind == "vector" and keys[0] != slice(None):
+        vector = self.dynamic is not None and self.dynamic.kind == "vector"
+        if vector and keys and keys[0] != slice(None):
             raise RuleViolation(
                 f"{self._what()}: dimension 0 takes part in the indirection and cannot be indexed; "
                 "slice the index tensor instead"
@@ -284,6 +291,12 @@ class NkiTensor(NKIObject, Views):
     def _bounds(self, index: slice, dim: int) -> tuple[int, int, int]:
         extent = self.shape[dim]
         start, stop, step = index.start, index.stop, index.step
+        for bound in (start, stop, step):
+            if bound.__class__ is not int and bound is not None and not is_int(bound):
+                raise RuleViolation(
+                    f"{self._what()}: slice {start!r}:{stop!r}:{step!r} on dimension {dim}; bounds "
+                    "are ints: for a run-time start use .ap(..., scalar_offset=...)"
+                )
         if start is None:
             start = 0
         elif start < 0:
@@ -356,16 +369,42 @@ class NkiTensor(NKIObject, Views):
                 "it came from an argument without values; pass arrays for every argument it "
                 "depends on"
             )
-        view = self if self.dynamic is None else self.resolved()
+        dynamic = self.dynamic
+        if dynamic is not None and dynamic.kind == "vector":
+            return self._gathered(dynamic)
+        view = self if dynamic is None else self.resolved("numpy()")
         return poisoned(view, view.dtype)
 
-    def resolved(self) -> NkiTensor:
-        """Return the view with its run-time scalar offset replaced by the value it has now."""
+    def _gathered(self, dynamic: Dynamic) -> Array:
+        shape = (1, *self.shape[1:])
+        rows = []
+        for index in dynamic.index.numpy().T.reshape(-1)[: self.shape[0]]:
+            at = self.offset + int(index) * dynamic.scale
+            row = NkiTensor(self.mem, shape, self.strides, at, self.dtype)
+            row.require_inside(f"numpy() of row {index}")
+            rows.append(poisoned(row, row.dtype))
+        return np.concatenate(rows)
+
+    def resolved(self, what: str) -> NkiTensor:
+        """Return the view with its run-time scalar offset replaced by the value it has now.
+
+        Raises:
+            OutOfBounds: the index leads out of the tile, or on chip out of the partition.
+        """
         dynamic = self.dynamic
         if dynamic is None or dynamic.kind != "scalar":
             return self
-        moved = self.offset + read_index(dynamic.index) * dynamic.scale
-        return NkiTensor(self.mem, self.shape, self.strides, moved, self.dtype)
+        index = read_index(dynamic.index)
+        moved = self.offset + index * dynamic.scale
+        view = NkiTensor(self.mem, self.shape, self.strides, moved, self.dtype)
+        view.require_inside(what)
+        if self.on_chip and view.start_partition != self.start_partition:
+            raise OutOfBounds(
+                f"{self._what()}: {what} with index {index} starts in partition "
+                f"{view.start_partition}, the view in {self.start_partition}; keep the index "
+                "inside the free dimensions"
+            )
+        return view
 
     def __repr__(self) -> str:
         region = self.mem.buffer.value if isinstance(self.mem.buffer, Enum) else self.mem.buffer
@@ -374,8 +413,11 @@ class NkiTensor(NKIObject, Views):
     def __str__(self) -> str:
         if self.mem.abstract:
             return f"{self!r}: shape only"
-        with np.errstate(all="ignore"):
-            return f"{self!r}:\n{self.numpy()}"
+        try:
+            with np.errstate(all="ignore"):
+                return f"{self!r}:\n{self.numpy()}"
+        except NkiKernelsError as error:  # printing is for debugging and must not end the run
+            return f"{self!r}: {error}"
 
     def _no_value(self, what: str) -> NoReturn:
         raise AbstractValue(
@@ -400,13 +442,5 @@ class NkiTensor(NKIObject, Views):
 def read_index(index: Any) -> int:
     """Return the run-time value of a (1, 1) integer tensor or a register."""
     if isinstance(index, NkiTensor):
-        if index.size != 1 or index.dtype not in (dtypes.int32, dtypes.uint32):
-            raise DynamicIndexError(
-                f"{index!r} as a run-time index; it must be one int32 or uint32 element"
-            )
         return int(index.numpy().reshape(-1)[0])
     return int(index.read())
-
-
-class DynamicIndexError(RuleViolation, TypeError):
-    """A run-time index that is not one 32-bit integer."""

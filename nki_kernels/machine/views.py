@@ -7,31 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from nki_kernels.machine.dtypes import DType, as_dtype
+from nki_kernels.machine.dtypes import DType, as_dtype, int32, uint32
 from nki_kernels.machine.errors import OutOfBounds, RuleViolation, ShapeError
+from nki_kernels.machine.layout import MAX_DIMS, Dynamic, infer, is_int, restride
 
 if TYPE_CHECKING:
     from nki_kernels.machine.memory import Memory
     from nki_kernels.machine.tensor import NkiTensor
-
-#: Dimensions of a view (partition and four free ones: what an access pattern encodes).
-MAX_DIMS = 5
-
-
-class Dynamic(NamedTuple):
-    """An address that depends on a run-time value.
-
-    `kind` is "scalar" (one index moves the whole pattern by index * scale elements) or "vector"
-    (row i of dimension 0 starts at index[i] * scale). `index` is a tensor or a register.
-    """
-
-    kind: str
-    index: Any
-    scale: int
 
 
 class Views:
@@ -50,32 +34,26 @@ class Views:
         @property
         def name(self) -> str:
             """As in `NkiTensor`."""
-            ...
 
         @property
         def ndim(self) -> int:
             """As in `NkiTensor`."""
-            ...
 
         @property
         def size(self) -> int:
             """As in `NkiTensor`."""
-            ...
 
         @property
         def on_chip(self) -> bool:
             """As in `NkiTensor`."""
-            ...
 
         @property
         def free_size(self) -> int:
             """As in `NkiTensor`."""
-            ...
 
         @property
         def row_elements(self) -> int:
             """As in `NkiTensor`."""
-            ...
 
         def __getitem__(self, key: Any) -> NkiTensor: ...
 
@@ -119,9 +97,9 @@ class Views:
         self._one_dynamic("select")
         shape = self.shape[:dim] + self.shape[dim + 1 :]
         strides = self.strides[:dim] + self.strides[dim + 1 :]
-        if not shape:
-            shape, strides = (1,), (1,)
-        scalar = Dynamic("scalar", index, self.strides[dim])
+        if len(shape) < self._least_dims():
+            shape, strides = (*shape, 1), (*strides, 1)
+        scalar = Dynamic("scalar", self._scalar_index(index, "select"), self.strides[dim])
         return self._make(shape, strides, self.offset, self.dtype, scalar)
 
     def vector_select(self, dim: int, vector_offset: NkiTensor) -> NkiTensor:
@@ -132,6 +110,7 @@ class Views:
                 "tensor"
             )
         self._one_dynamic("vector_select")
+        self._vector_index(vector_offset)
         vector = Dynamic("vector", vector_offset, self.strides[0])
         shape = (vector_offset.shape[0], *self.shape[1:])
         return self._make(shape, self.strides, self.offset, self.dtype, vector)
@@ -152,10 +131,10 @@ class Views:
         """Return the view with dimension `dim` of size 1 repeated `size` times (stride 0)."""
         self._dim(dim, "broadcast")
         self._keep_partition(dim != 0, f"broadcast({dim}, {size})")
-        if self.shape[dim] != 1:
+        if self.shape[dim] != 1 or size < 1:
             raise ShapeError(
                 f"{self._what()}: broadcast({dim}, {size}) of a dimension of size "
-                f"{self.shape[dim]}; only size 1 can be repeated"
+                f"{self.shape[dim]}; only size 1 can be repeated, at least once"
             )
         shape = (*self.shape[:dim], int(size), *self.shape[dim + 1 :])
         strides = (*self.strides[:dim], 0, *self.strides[dim + 1 :])
@@ -185,11 +164,11 @@ class Views:
     def reshape_dim(self, dim: int, shape: Sequence[int]) -> NkiTensor:
         """Return the view with `dim` split into `shape`, one entry of which may be -1."""
         self._dim(dim, "reshape_dim")
-        parts = _infer(tuple(shape), self.shape[dim])
-        if math.prod(parts) != self.shape[dim]:
+        parts = infer(tuple(shape), self.shape[dim])
+        if min(parts, default=0) < 1 or math.prod(parts) != self.shape[dim]:
             raise ShapeError(
                 f"{self._what()}: reshape_dim({dim}, {tuple(shape)}) does not multiply to "
-                f"{self.shape[dim]}"
+                f"{self.shape[dim]}; give positive sizes, at most one -1"
             )
         self._keep_partition(dim != 0 or len(parts) == 1, f"reshape_dim({dim}, {tuple(shape)})")
         inner = self.strides[dim]
@@ -203,9 +182,14 @@ class Views:
         """Return the view with dimensions start_dim .. end_dim (inclusive) merged into one."""
         self._dim(start_dim, "flatten_dims")
         self._dim(end_dim, "flatten_dims")
+        if start_dim > end_dim:
+            raise ShapeError(
+                f"{self._what()}: flatten_dims({start_dim}, {end_dim}); the first dimension comes "
+                "first"
+            )
         self._keep_partition(start_dim > 0 or end_dim == 0, f"flatten_dims({start_dim}, {end_dim})")
         merged = self.shape[start_dim : end_dim + 1]
-        strides = _restride(merged, self.strides[start_dim : end_dim + 1], (math.prod(merged),))
+        strides = restride(merged, self.strides[start_dim : end_dim + 1], (math.prod(merged),))
         if strides is None:
             raise ShapeError(
                 f"{self._what()}: flatten_dims({start_dim}, {end_dim}) of dimensions that are not "
@@ -218,14 +202,14 @@ class Views:
 
     def reshape(self, shape: Sequence[int]) -> NkiTensor:
         """Return the view with a new shape of the same size; on chip ``shape[0]`` is unchanged."""
-        new = _infer(tuple(shape), self.size)
-        if math.prod(new) != self.size:
+        new = infer(tuple(shape), self.size)
+        if min(new, default=0) < 1 or math.prod(new) != self.size:
             raise ShapeError(
                 f"{self._what()}: reshape{tuple(shape)} has {math.prod(new)} elements, the view "
                 f"{self.size}"
             )
         self._keep_partition(new[0] == self.shape[0], f"reshape{tuple(shape)}")
-        strides = _restride(self.shape, self.strides, new)
+        strides = restride(self.shape, self.strides, new)
         if strides is None:
             raise ShapeError(
                 f"{self._what()}: reshape{tuple(shape)} needs a copy, the layout (strides "
@@ -242,10 +226,10 @@ class Views:
         """Return an einops-style view, for example ``('b', ('h', 'w')) -> ('b', 'w', 'h')``."""
         sizes = dict(fixed_sizes or {})
         groups = [g if isinstance(g, (tuple, list)) else (g,) for g in src_pattern]
-        if len(groups) != self.ndim:
+        if len(groups) != self.ndim or not all(groups):
             raise ShapeError(
                 f"{self._what()}: rearrange pattern {tuple(src_pattern)} has {len(groups)} "
-                "dimensions"
+                f"dimensions; name each of the {self.ndim} dimensions of the view"
             )
         view = self
         names: list[str] = []
@@ -260,6 +244,12 @@ class Views:
                 f"{self._what()}: rearrange {tuple(src_pattern)} -> {tuple(dst_pattern)} must name "
                 "the same dimensions once each"
             )
+        for name, extent in zip(names, view.shape, strict=True):
+            if sizes.get(name, extent) != extent:
+                raise ShapeError(
+                    f"{self._what()}: rearrange fixed_sizes says {name}={sizes[name]}; the "
+                    f"dimension has size {extent}"
+                )
         view = view.permute([names.index(n) for n in wanted])
         for dim, group in enumerate(dst_pattern):
             if isinstance(group, (tuple, list)):
@@ -272,7 +262,7 @@ class Views:
         old_size, new_size = self.dtype.itemsize, new.itemsize
         if new_size == old_size:
             return self._make(self.shape, self.strides, self.offset, new, self.dynamic)
-        if self.dynamic is not None or self.strides[-1] != 1:
+        if self.dynamic is not None or (self.strides[-1] != 1 and self.shape[-1] != 1):
             raise ShapeError(
                 f"{self._what()}: view({new}) needs a contiguous last dimension and no run-time "
                 f"index (strides {self.strides})"
@@ -311,16 +301,23 @@ class Views:
             dtype: reinterpret the bytes; inherited offsets are rescaled.
         """
         new = self.dtype if dtype is None else as_dtype(dtype)
+        pairs = 1 <= len(pattern) <= MAX_DIMS and all(
+            len(p) == 2 and is_int(p[0]) and p[0] >= 0 and is_int(p[1]) and p[1] >= 1
+            for p in pattern
+        )
+        if not pairs or len(pattern) < self._least_dims():
+            raise ShapeError(
+                f"{self._what()}: ap pattern {[list(p) for p in pattern]}; allowed are "
+                f"{self._least_dims()} to {MAX_DIMS} pairs of ints [step >= 0, count >= 1]"
+            )
         shape = tuple(int(count) for _, count in pattern)
         strides = tuple(int(step) for step, _ in pattern)
-        if not shape or len(shape) > MAX_DIMS or min(shape) < 1 or min(strides) < 0:
-            raise ShapeError(
-                f"{self._what()}: ap pattern {[list(p) for p in pattern]}; allowed are 1 to "
-                f"{MAX_DIMS} pairs [step >= 0, count >= 1]"
-            )
         base, rest = divmod(self.offset * self.dtype.itemsize, new.itemsize)
         if rest:
-            raise ShapeError(f"{self._what()}: offset {self.offset} is no multiple of one {new}")
+            raise ShapeError(
+                f"{self._what()}: ap as {new} from offset {self.offset}, which is no whole number "
+                f"of {new} elements; start the view elsewhere"
+            )
         dynamic = self._dynamic(scalar_offset, vector_offset, indirect_dim, new, shape)
         if self.on_chip:
             strides = self._partition_step(shape, strides, new)
@@ -348,24 +345,53 @@ class Views:
         scale = math.prod(self.shape[dim + 1 :])
         if scalar is not None:
             if self.on_chip and dim == 0:
-                raise RuleViolation(f"{self._what()}: scalar_offset on the partition dimension")
-            return Dynamic("scalar", scalar, scale)
+                raise RuleViolation(
+                    f"{self._what()}: scalar_offset on the partition dimension; partitions cannot "
+                    "be chosen at run time: pass indirect_dim >= 1, or keep the data in HBM"
+                )
+            return Dynamic("scalar", self._scalar_index(scalar, "scalar_offset"), scale)
         if self.on_chip or dim != 0:
             raise RuleViolation(
                 f"{self._what()}: vector_offset works on dimension 0 of an HBM tensor"
             )
-        if vector is not None and vector.shape[0] != shape[0] and vector.size != vector.shape[0]:
-            return Dynamic("vector", vector, scale)
-        if vector is not None and vector.shape[0] != shape[0]:
+        index = self._vector_index(vector)
+        # Several columns of indices belong to dma_transpose, whose rules count them.
+        if index.size == index.shape[0] != shape[0]:
             raise ShapeError(
-                f"{self._what()}: vector_offset has {vector.shape[0]} rows, the pattern {shape[0]}"
+                f"{self._what()}: vector_offset has {index.shape[0]} rows, the pattern {shape[0]}; "
+                "they must agree: slice one of them"
             )
-        return Dynamic("vector", vector, scale)
+        return Dynamic("vector", index, scale)
+
+    def _scalar_index(self, index: Any, what: str) -> Any:
+        """Return a run-time index if it is a register or one 32-bit integer in SBUF."""
+        if isinstance(index, Views):
+            place = index.mem.tile.memory
+            if index.size == 1 and index.dtype in (int32, uint32) and place == "sbuf":
+                return index
+        elif hasattr(index, "read"):
+            return index
+        raise RuleViolation(
+            f"{self._what()}: {what} by {index!r}; a run-time index is a register or one int32 or "
+            "uint32 element in SBUF: load it there"
+        )
+
+    def _vector_index(self, index: Any) -> NkiTensor:
+        if not isinstance(index, Views):
+            raise RuleViolation(
+                f"{self._what()}: vector_offset={index!r}; it must be an SBUF tile of row numbers"
+            )
+        return index  # type: ignore[return-value]
 
     def _partition_step(
         self, shape: tuple[int, ...], strides: tuple[int, ...], dtype: DType
     ) -> tuple[int, ...]:
-        row = self.mem.tile.row_bytes // dtype.itemsize
+        row, rest = divmod(self.mem.tile.row_bytes, dtype.itemsize)
+        if rest:
+            raise ShapeError(
+                f"{self._what()}: ap as {dtype} of partitions of {self.mem.tile.row_bytes} bytes, "
+                f"which are no whole number of {dtype} elements; use a narrower dtype"
+            )
         own = self.free_size * self.dtype.itemsize // dtype.itemsize
         if strides[0] == row or shape[0] == 1 or strides[0] == own:
             return (row, *strides[1:])
@@ -395,11 +421,15 @@ class Views:
                 )
 
     def _with(self, shape: tuple[int, ...], strides: tuple[int, ...]) -> NkiTensor:
-        if len(shape) > MAX_DIMS:
+        if not self._least_dims() <= len(shape) <= MAX_DIMS:
             raise ShapeError(
-                f"{self._what()}: {len(shape)} dimensions; a view has at most {MAX_DIMS}"
+                f"{self._what()}: a view of {len(shape)} dimensions; it has {self._least_dims()} "
+                f"to {MAX_DIMS} (on chip a partition and a free one): keep a dimension of size 1"
             )
         return self._make(shape, strides, self.offset, self.dtype, self.dynamic)
+
+    def _least_dims(self) -> int:
+        return 2 if self.on_chip else 1
 
     def _what(self) -> str:
         return f"tensor {self.name!r} {list(self.shape)}"
@@ -429,44 +459,3 @@ class Views:
                 f"{self._what()}: {what} on a view that already has a run-time index; only one is "
                 "possible"
             )
-
-
-def is_int(value: Any) -> bool:
-    """True for an int of Python or NumPy, but not for a bool."""
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-
-
-def _infer(shape: tuple[int, ...], size: int) -> tuple[int, ...]:
-    if -1 not in shape:
-        return shape
-    known = -math.prod(shape)
-    return tuple(size // known if s == -1 and known else s for s in shape)
-
-
-def _restride(
-    shape: tuple[int, ...], strides: tuple[int, ...], new: tuple[int, ...]
-) -> tuple[int, ...] | None:
-    """Return strides for `new` over the same elements, or None where only a copy could do it."""
-    old = [(n, s) for n, s in zip(shape, strides, strict=True) if n != 1]
-    runs: list[list[int]] = []
-    for n, s in old:
-        if runs and runs[-1][1] == s * n:
-            runs[-1] = [runs[-1][0] * n, s]
-        else:
-            runs.append([n, s])
-    result: list[int] = []
-    at = len(runs) - 1
-    left, step = runs[at] if runs else (1, 1)
-    for extent in reversed(new):
-        if extent == 1:
-            result.append(step)
-            continue
-        if left == 1 and at > 0:
-            at -= 1
-            left, step = runs[at]
-        if left % extent:
-            return None
-        result.append(step)
-        left //= extent
-        step *= extent
-    return tuple(reversed(result))

@@ -136,7 +136,12 @@ def _rows(view: NkiTensor) -> _Rows:
         starts = [view.offset + int(i) * dynamic.scale for i in flat]
     reach = sum((n - 1) * s for n, s in zip(view.shape[1:], view.strides[1:], strict=True))
     limit = view.mem.nbytes // view.dtype.itemsize
-    return _Rows(starts, [s >= 0 and s + reach < limit for s in starts], view)
+    inside = [s >= 0 and s + reach < limit for s in starts]
+    if view.on_chip:
+        # A tile lies partition by partition: past its free elements is the next partition.
+        per, first = view.row_elements, view.start_partition
+        inside = [s // per == first + i and s % per + reach < per for i, s in enumerate(starts)]
+    return _Rows(starts, inside, view)
 
 
 def _require_inside(what: str, rows: _Rows, mode: oob_modes) -> None:

@@ -1,0 +1,65 @@
+"""Shapes and strides as numbers, without a tensor."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+#: Dimensions of a view (partition and four free ones: what an access pattern encodes).
+MAX_DIMS = 5
+
+
+class Dynamic(NamedTuple):
+    """An address that depends on a run-time value.
+
+    `kind` is "scalar" (one index moves the whole pattern by index * scale elements) or "vector"
+    (row i of dimension 0 starts at index[i] * scale). `index` is a tensor or a register.
+    """
+
+    kind: str
+    index: Any
+    scale: int
+
+
+def is_int(value: Any) -> bool:
+    """True for an int of Python or NumPy, but not for a bool."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def infer(shape: tuple[int, ...], size: int) -> tuple[int, ...]:
+    """Return `shape` with an entry of -1 replaced by what `size` leaves for it."""
+    if -1 not in shape:
+        return shape
+    known = -math.prod(shape)
+    return tuple(size // known if s == -1 and known else s for s in shape)
+
+
+def restride(
+    shape: tuple[int, ...], strides: tuple[int, ...], new: tuple[int, ...]
+) -> tuple[int, ...] | None:
+    """Return strides for `new` over the same elements, or None where only a copy could do it."""
+    old = [(n, s) for n, s in zip(shape, strides, strict=True) if n != 1]
+    runs: list[list[int]] = []
+    for n, s in old:
+        if runs and runs[-1][1] == s * n:
+            runs[-1] = [runs[-1][0] * n, s]
+        else:
+            runs.append([n, s])
+    result: list[int] = []
+    at = len(runs) - 1
+    left, step = runs[at] if runs else (1, 1)
+    for extent in reversed(new):
+        if extent == 1:
+            result.append(step)
+            continue
+        if left == 1 and at > 0:
+            at -= 1
+            left, step = runs[at]
+        if left % extent:
+            return None
+        result.append(step)
+        left //= extent
+        step *= extent
+    return tuple(reversed(result))
