@@ -95,7 +95,7 @@ class Core:
     def __init__(self, number: int, spec: CoreSpec) -> None:
         self.number = number
         self.segments: list[dict[Engine, list[int]]] = [{}]
-        self.barriers: list[int] = []
+        self.barriers: list[tuple[int, ControlWork]] = []
         self.segment = 0
         self.left = 0
         self.queues: dict[Engine, Queue] = {}
@@ -116,7 +116,7 @@ class Core:
         """Append an event of the program."""
         work = event.work
         if isinstance(work, ControlWork) and work.kind in BARRIERS:
-            self.barriers.append(number)
+            self.barriers.append((number, work))
             self.segments.append({})
             return
         queue = work.queue if isinstance(work, DmaWork) else event.engine

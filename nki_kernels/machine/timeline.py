@@ -32,7 +32,7 @@ from nki_kernels.machine.dependencies import Dependencies, Wait, split
 from nki_kernels.machine.placement import Placement
 from nki_kernels.machine.servers import Core, Pair, Queue, Record, handoffs
 from nki_kernels.machine.stream_costs import COPIES
-from nki_kernels.machine.trace import ControlWork, DmaWork, Event, PeWork, StreamWork, Trace
+from nki_kernels.machine.trace import DmaWork, Event, PeWork, StreamWork, Trace
 
 Floats = npt.NDArray[np.float64]
 
@@ -239,7 +239,7 @@ class _Scheduler:
             ready, source = free, -1
             cause = why if queue.head or core.segment or free > 0.0 else Cause.launch
             if core.segment and not queue.head:
-                cause, source = Cause.barrier, core.barriers[core.segment - 1]
+                cause, source = Cause.barrier, core.barriers[core.segment - 1][0]
         record.cause[number] = cause
         record.cause_event[number] = source
         heapq.heappush(self._ready, (ready, core.number, queue.engine))
@@ -252,37 +252,29 @@ class _Scheduler:
             for core in self.cores.values():
                 if core.left or core.segment == len(core.barriers):
                     continue
-                number = core.barriers[core.segment]
-                if self._is_shared(number):
-                    others = [c for c in self.cores.values() if self._at_shared(c)]
-                    if any(
-                        not self._at_shared(c) and not self._ended(c) for c in self.cores.values()
-                    ):
+                others = [core]
+                if self._at_shared(core):
+                    everyone = self.cores.values()
+                    others = [c for c in everyone if self._at_shared(c)]
+                    if any(c not in others and not self._ended(c) for c in everyone):
                         continue
-                else:
-                    others = [core]
                 start = max(c.horizon for c in others)
                 for other in others:
                     self._barrier(other, start)
                 moved = True
 
-    def _is_shared(self, number: int) -> bool:
-        work = self.trace.events[number].work
-        return isinstance(work, ControlWork) and work.kind == "barrier"
-
-    def _at_shared(self, core: Core) -> bool:
+    @staticmethod
+    def _at_shared(core: Core) -> bool:
+        """Return True if the core stands at a barrier between cores."""
         reached = not core.left and core.segment < len(core.barriers)
-        return reached and self._is_shared(core.barriers[core.segment])
+        return reached and core.barriers[core.segment][1].kind == "barrier"
 
     @staticmethod
     def _ended(core: Core) -> bool:
         return not core.left and core.segment == len(core.barriers)
 
     def _barrier(self, core: Core, start: float) -> None:
-        number = core.barriers[core.segment]
-        work = self.trace.events[number].work
-        if not isinstance(work, ControlWork):
-            raise TypeError(f"event {number} is no barrier: {work!r}")
+        number, work = core.barriers[core.segment]
         end = start + control_ns(work, self.spec)
         self._write(number, start, end, end, end)
         self.record.cause[number] = Cause.engine
@@ -302,7 +294,7 @@ class _Scheduler:
         elif isinstance(work, DmaWork):
             self._run_dma(core, queue, number, work, start)
         elif isinstance(work, StreamWork):
-            self._run_stream(core, queue, number, event, start)
+            self._run_stream(core, queue, number, work, start)
         else:
             end = start + control_ns(work, self.spec)
             self._write(number, start, end, end, end)
@@ -343,12 +335,10 @@ class _Scheduler:
         self._note("pe")
 
     def _run_stream(
-        self, core: Core, queue: Queue, number: int, event: Event, start: float
+        self, core: Core, queue: Queue, number: int, work: StreamWork, start: float
     ) -> None:
         """Load a table if need be, avoid collisions with the other engines, stream."""
-        work = event.work
-        if not isinstance(work, StreamWork):
-            raise TypeError(f"event {number} streams nothing: {work!r}")
+        event = self.trace.events[number]
         engine = event.engine
         cost = stream_timing(work, engine, self.spec)
         begin = self._collide(core, number, engine, cost, start)

@@ -205,3 +205,19 @@ class Builder:
     def timeline(self) -> Timeline:
         """Return the schedule without placement."""
         return schedule(self.trace)
+
+
+def spacing(t: Timeline) -> float:
+    """Steady interval between the last two starts."""
+    return float(t.start[-1] - t.start[-2])
+
+
+def stream_of_matmuls(
+    dtype: str, n: int, *, k: int = 128, count: int = 60, step: int = 1, spec: CoreSpec = TRN2
+) -> Timeline:
+    b = Builder(spec)
+    w, x = b.tile(k, 128, dtype), b.tile(k, n * step, dtype)
+    p = b.tile(128, n, memory="psum")
+    for i in range(count):
+        b.matmul(view(p), view(w), view(x, None, (0, n * step, step)), accumulate=i > 0)
+    return b.timeline()
