@@ -62,7 +62,7 @@ def measure(entry: Entry, case: Case, dtype: str, target: str, *, full: bool) ->
         validated=timeline.validated,
         modelled_us=total_ns / 1e3,
         limiting_engine=timeline.limiting_engine,
-        mfu_estimated_percent=100 * facts["flops"] / (facts["peak_tflops"] * 1e3 * total_ns),
+        mfu_estimated_percent=100 * (facts["flops"] / (facts["peak_tflops"] * 1e3)) / total_ns,
         percent_of_roofline=100 * op.roofline_ns(axes, dtype, spec) / total_ns,
         hbm_read_bytes=timeline.hbm_read_bytes,
         hbm_write_bytes=timeline.hbm_write_bytes,

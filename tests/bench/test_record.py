@@ -12,7 +12,8 @@ from bench.record import BenchError, Result, git_sha, require_writable, write_js
 RESULT = Result(
     op="matmul", shape="1x2x3", axes={"M": 1, "N": 2, "K": 3}, dtype="float32", target="toy", lnc=1,
     config={"block": 1}, correct=True, checked_at="full", check_cached=False,
-    projected=False, min_hbm_bytes=44, flops=12, peak_tflops=1.5, kernel_source_hash="ab", git_sha="cd", modelled_us=1.25,
+    projected=False, min_hbm_bytes=44, flops=12, peak_tflops=1.5,
+    kernel_source_hash="ab", git_sha="cd", modelled_us=1.25,
 )  # fmt: skip
 
 
