@@ -41,10 +41,14 @@ class ArrayLike(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Operand:
-    """One array of the contract: its name and the letter of each axis, outermost first."""
+    """One array of the contract: its name and the letter of each axis, outermost first.
+
+    An optional operand may be None; then no work and no bytes belong to it.
+    """
 
     name: str
     axes: tuple[str, ...]
+    optional: bool = False
 
     def __str__(self) -> str:
         return f"{self.name} [{', '.join(self.axes)}]"
@@ -91,10 +95,11 @@ class Operator:
     arguments: Callable[[Sequence[Any], Options, Any], tuple[Any, ...]]
     limits: Callable[[Axes, str, CoreSpec], tuple[str, ...]] = _no_limits
 
-    def axes(self, *shapes: Sequence[int]) -> dict[str, int]:
+    def axes(self, *shapes: Sequence[int] | None) -> dict[str, int]:
         """Return the size of each axis, read from the first input that has it.
 
-        No sizes are compared, so symbolic sizes pass; `problems` finds the contradictions.
+        No sizes are compared, so symbolic sizes pass; `problems` finds the contradictions. An
+        optional operand that is absent has the shape None.
 
         Raises:
             ShapeError: wrong number of shapes, or a shape of the wrong rank.
@@ -103,12 +108,12 @@ class Operator:
         if wrong:
             raise ShapeError(_message(self, shapes, wrong))
         found: dict[str, int] = {}
-        for operand, shape in zip(self.inputs, shapes, strict=True):
+        for operand, shape in _given(self, shapes):
             for letter, size in zip(operand.axes, shape, strict=True):
                 found.setdefault(letter, size)
         return found
 
-    def output_shapes(self, *shapes: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    def output_shapes(self, *shapes: Sequence[int] | None) -> tuple[tuple[int, ...], ...]:
         """Return the shape of each output for the given input shapes; safe for symbolic sizes."""
         sizes = self.axes(*shapes)
         return tuple(tuple(sizes[letter] for letter in out.axes) for out in self.outputs)
@@ -181,7 +186,7 @@ class Operator:
         target = target or current_target()
         self.check(inputs, options, target)
         if config is None:
-            axes = self.axes(*(x.shape for x in inputs))
+            axes = self.axes(*shapes_of(inputs))
             config = self.configure(axes, as_dtype(inputs[0].dtype), spec_for(target))
         arguments = self.arguments(inputs, options, config)
         return launch(self.kernel, arguments, target=target, lnc=1)
@@ -193,12 +198,26 @@ class Operator:
         if unusable:
             return unusable, []
         dtypes = _dtype_problems(self, inputs, options)
-        shapes = _rank_problems(self, [x.shape for x in inputs]) or _size_problems(self, inputs)
+        shapes = _rank_problems(self, shapes_of(inputs)) or _size_problems(self, inputs)
         shapes += _layout_problems(self, inputs)
         if not dtypes and not shapes:
-            axes = self.axes(*(x.shape for x in inputs))
+            axes = self.axes(*shapes_of(inputs))
             shapes += self.limits(axes, as_dtype(inputs[0].dtype), spec_for(target))
         return dtypes, shapes
+
+
+def shapes_of(inputs: Sequence[Any]) -> tuple[tuple[int, ...] | None, ...]:
+    """Return the shape of each input; None for an absent optional one."""
+    return tuple(None if x is None else x.shape for x in inputs)
+
+
+def _given(op: Operator, values: Sequence[Any]) -> list[tuple[Operand, Any]]:
+    """Pair the operands with what was passed for them, leaving out absent optional ones."""
+    return [
+        (operand, value)
+        for operand, value in zip(op.inputs, values, strict=True)
+        if value is not None or not operand.optional
+    ]
 
 
 def _message(op: Operator, inputs: Sequence[Any], reasons: Sequence[str]) -> str:
@@ -220,7 +239,7 @@ def _unusable(op: Operator, inputs: Sequence[Any]) -> list[str]:
     return [
         f"{operand.name} is a {type(value).__name__}; a NumPy array is needed; "
         f"pass np.asarray({operand.name}, dtype=...)"
-        for operand, value in zip(op.inputs, inputs, strict=True)
+        for operand, value in _given(op, inputs)
         if not (hasattr(value, "shape") and hasattr(value, "dtype"))
     ]
 
@@ -228,17 +247,14 @@ def _unusable(op: Operator, inputs: Sequence[Any]) -> list[str]:
 def _dtype_problems(op: Operator, inputs: Sequence[ArrayLike], options: Options) -> list[str]:
     reasons = []
     allowed = ", ".join(op.dtypes)
-    for operand, value in zip(op.inputs, inputs, strict=True):
+    for operand, value in _given(op, inputs):
         if not supports(op, value.dtype):
             reasons.append(
                 f"{operand.name} has dtype {value.dtype}; allowed are {allowed}; "
                 f"cast it, for example {operand.name}.astype('{op.dtypes[-1]}')"
             )
-    if len({str(value.dtype) for value in inputs}) > 1 and not reasons:
-        listed = ", ".join(
-            f"{operand.name} {value.dtype}"
-            for operand, value in zip(op.inputs, inputs, strict=True)
-        )
+    if len({str(value.dtype) for _, value in _given(op, inputs)}) > 1 and not reasons:
+        listed = ", ".join(f"{operand.name} {value.dtype}" for operand, value in _given(op, inputs))
         reasons.append(f"dtypes differ: {listed}; all inputs must have one dtype; cast one")
     wanted = options.get("out_dtype")
     if wanted is not None and not supports(op, wanted):
@@ -254,14 +270,14 @@ def supports(op: Operator, dtype: Any) -> bool:
         return False
 
 
-def _rank_problems(op: Operator, shapes: Sequence[Sequence[int]]) -> list[str]:
+def _rank_problems(op: Operator, shapes: Sequence[Sequence[int] | None]) -> list[str]:
     if len(shapes) != len(op.inputs):
         wanted = ", ".join(map(str, op.inputs))
         return [f"{len(shapes)} inputs; {len(op.inputs)} are needed: {wanted}; pass them all"]
     return [
         f"{operand.name} has {len(shape)} dimensions, shape {list(shape)}; "
         f"{len(operand.axes)} are needed: {operand}; reshape it"
-        for operand, shape in zip(op.inputs, shapes, strict=True)
+        for operand, shape in _given(op, shapes)
         if len(shape) != len(operand.axes)
     ]
 
@@ -269,7 +285,7 @@ def _rank_problems(op: Operator, shapes: Sequence[Sequence[int]]) -> list[str]:
 def _size_problems(op: Operator, inputs: Sequence[ArrayLike]) -> list[str]:
     reasons = []
     first: dict[str, tuple[Operand, int, list[int]]] = {}
-    for operand, value in zip(op.inputs, inputs, strict=True):
+    for operand, value in _given(op, inputs):
         shape = list(value.shape)
         if 0 in shape:
             reasons.append(
@@ -288,7 +304,7 @@ def _size_problems(op: Operator, inputs: Sequence[ArrayLike]) -> list[str]:
 
 def _layout_problems(op: Operator, inputs: Sequence[Any]) -> list[str]:
     reasons = []
-    for operand, value in zip(op.inputs, inputs, strict=True):
+    for operand, value in _given(op, inputs):
         flags = getattr(value, "flags", None)
         if flags is not None and not flags.c_contiguous:
             reasons.append(
