@@ -46,8 +46,9 @@ def layer_norm(
     y[n, h] = (x[n, h] - mean[n]) * r[n] * weight[h] + bias[h],  r = 1 / sqrt(var + eps)
 
     The magnitude follows the first-order error of centred statistics. With a = mean_h |x| and
-    d = x - mean, the mean is off by u * a, hence d by u * (a + |d|) and var by 2 * u * a * sqrt(var)
-    beside its own relative error, which moves r by u * a * sqrt(var) * r^2 relatively:
+    d = x - mean, the mean is off by u * a, hence d by u * (a + |d|), and var by
+    2 * u * a * sqrt(var) beside its own relative error, which moves r by u * a * sqrt(var) * r^2
+    relatively:
 
     magnitude = |weight| * r * (a + |d| * (1 + a * sqrt(var) * r^2)) + |bias| + |y|
 
