@@ -1,0 +1,70 @@
+"""The backend "neuron": the op's kernel on a NeuronCore. Only this file knows `torch_neuronx`.
+
+Never run on a device so far: none was available. What is tested is that it refuses with all reasons
+where it must, and that it calls the kernel with the tensors, the constants and the config when
+nothing stands in the way.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+
+from nki_kernels import toolchain
+from nki_kernels.torch_ops.backends import NEURON_DEVICE
+from nki_kernels.torch_ops.rows import Options, Row, Tensors
+from nki_kernels.torch_ops.target import current_core
+
+IS_KERNEL = True
+#: The first release with eager NKI calls; the public index has a placeholder of version 1.0.
+OLDEST = (2, 13)
+_INSTALL = (
+    "pip install 'nki-kernels[neuron]' --extra-index-url https://pip.repos.neuron.amazonaws.com "
+    "(Linux, Python 3.12 or newer)"
+)
+
+
+def reasons(row: Row, inputs: Tensors, options: Options) -> list[str]:
+    """Return why no NeuronCore can be used here, in words; limits of the op not included."""
+    found = _package_reasons()
+    nki = toolchain.current()
+    if nki.kind != "real":
+        found.append(
+            f"the nki in force is the embedded one ({nki.reason}); a device needs AWS's, "
+            "which the extra 'neuron' installs too"
+        )
+    for operand, value in zip(row.op.inputs, inputs, strict=True):
+        if value.device.type != NEURON_DEVICE:
+            found.append(
+                f"{operand.name} is on {value.device}; a device takes tensors on {NEURON_DEVICE}; "
+                f"pass {operand.name}.to('{NEURON_DEVICE}')"
+            )
+    return found
+
+
+def _package_reasons() -> list[str]:
+    try:
+        version = importlib.metadata.version("torch-neuronx")
+    except importlib.metadata.PackageNotFoundError:
+        return [f"torch_neuronx is not installed; {_INSTALL}"]
+    number = re.match(r"(\d+)\.(\d+)", version)
+    if number is None or (int(number[1]), int(number[2])) < OLDEST:
+        what = "is too old, or the public index's placeholder"
+        oldest = ".".join(map(str, OLDEST))
+        return [f"torch_neuronx {version} {what}; allowed is {oldest} or newer; {_INSTALL}"]
+    try:
+        import torch_neuronx  # type: ignore[import-not-found]  # noqa: F401
+    except (ImportError, OSError, RuntimeError) as error:
+        what = f"fails to import: {type(error).__name__}: {error}"
+        return [f"torch_neuronx {version} {what}; repair it: {_INSTALL}"]
+    return []
+
+
+def run(row: Row, inputs: Tensors, options: Options) -> Tensors:
+    """Call the kernel on device tensors: TorchNeuron runs a `@nki.jit` kernel called with them."""
+    op = row.op
+    axes = op.axes(*(x.shape for x in inputs))
+    dtype = str(inputs[0].dtype).removeprefix("torch.")
+    config = op.configure(axes, dtype, current_core())
+    result = op.kernel(*op.arguments(inputs, options, config))
+    return result if isinstance(result, tuple) else (result,)

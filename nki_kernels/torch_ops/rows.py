@@ -1,0 +1,89 @@
+"""One row per op: what its contract does not say, because it is about PyTorch.
+
+Names, ranks, dtypes, limits and output shapes come from `nki_kernels.operators`; `registration.py`
+makes the custom op from the two. To add an op, add its row to `ROWS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from nki_kernels.operators import OPERATORS
+from nki_kernels.operators.contract import Operator
+
+Tensors: TypeAlias = tuple[Tensor, ...]
+Options: TypeAlias = Mapping[str, Any]
+Grads: TypeAlias = tuple[Tensor | None, ...]
+
+#: (call, needs, grads, inputs, options) -> one gradient per input, None where `needs` is False.
+#: `call` is the op itself, on the backend of the forward pass.
+Backward: TypeAlias = Callable[
+    [Callable[..., Tensor], tuple[bool, ...], Tensors, Tensors, Options], Grads
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """The PyTorch side of one operator.
+
+    Attributes:
+        op: the operator.
+        options: the keyword-only options, in the language of `torch.library` schemas.
+        notes: what a user must know of the options, for the docstring; one line each.
+        plain: the formula in PyTorch, from inputs and options; also runs for zero-size inputs.
+        backward: the gradient in closed form, made of ops that can be traced (ours or PyTorch's);
+            None if the op has no gradient. It sees the inputs, so statistics are computed anew.
+    """
+
+    op: Operator
+    options: str
+    notes: tuple[str, ...]
+    plain: Callable[[Tensors, Options], Tensors]
+    backward: Backward | None = None
+
+
+def _matmul(inputs: Tensors, options: Options) -> Tensors:
+    a, b = inputs
+    out = options.get("out_dtype") or a.dtype
+    # Mixed dtypes go to torch.mm as they are: it refuses them, as the kernel does.
+    if out == a.dtype or a.dtype != b.dtype:
+        return (torch.mm(a, b),)
+    wide = torch.promote_types(torch.promote_types(a.dtype, out), torch.float32)
+    return (torch.mm(a.to(wide), b.to(wide)).to(out),)
+
+
+def _matmul_backward(
+    call: Callable[..., Tensor],
+    needs: tuple[bool, ...],
+    grads: Tensors,
+    inputs: Tensors,
+    options: Options,
+) -> Grads:
+    """dA = dC·Bᵀ, dB = Aᵀ·dC, by the op itself; the transposes are copied when a kernel runs.
+
+    With an `out_dtype`, dC may be wider than A and B; they are widened to meet it, and the
+    gradient is rounded once, to the dtype of its input.
+    """
+    a, b = inputs
+    wide = torch.promote_types(grads[0].dtype, a.dtype)
+    dc = grads[0].to(wide)
+    da = call(dc, b.t().to(wide), out_dtype=a.dtype) if needs[0] else None
+    db = call(a.t().to(wide), dc, out_dtype=b.dtype) if needs[1] else None
+    return da, db
+
+
+MATMUL = Row(
+    op=OPERATORS["matmul"],
+    options="ScalarType? out_dtype=None",
+    notes=("out_dtype: dtype of the result; None means that of the inputs.",),
+    plain=_matmul,
+    backward=_matmul_backward,
+)
+
+#: Every op by name.
+ROWS: dict[str, Row] = {row.op.name: row for row in (MATMUL,)}

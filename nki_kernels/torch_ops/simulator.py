@@ -1,0 +1,32 @@
+"""The backend "simulator": the op's kernel on the embedded NKI, on this CPU."""
+
+from __future__ import annotations
+
+from nki_kernels import toolchain
+from nki_kernels.torch_ops.rows import Options, Row, Tensors
+
+IS_KERNEL = True
+
+
+def reasons(row: Row, inputs: Tensors, options: Options) -> list[str]:
+    """Return why the embedded NKI cannot be used here, in words; limits of the op not included."""
+    found = []
+    nki = toolchain.current()
+    if nki.kind != "embedded":
+        found.append(
+            f"the nki in force is the {nki.kind} one, version {nki.version}; the simulator runs "
+            f"kernels of the embedded one; start Python with {toolchain.ENV}=embedded"
+        )
+    for operand, value in zip(row.op.inputs, inputs, strict=True):
+        if value.device.type != "cpu":
+            found.append(
+                f"{operand.name} is on {value.device}; the simulator takes tensors on cpu; "
+                f"pass {operand.name}.cpu()"
+            )
+    return found
+
+
+def run(row: Row, inputs: Tensors, options: Options) -> Tensors:
+    """Run the kernel. No value is copied on the way in; the outputs are new."""
+    result = row.op.launch(inputs, options).result
+    return result if isinstance(result, tuple) else (result,)
