@@ -11,6 +11,8 @@ from nki_kernels.kernels.matmul.kernel import MatmulConfig, matmul
 from nki_kernels.machine.dtypes import as_dtype
 from nki_kernels.operators.contract import Axes, Operand, Operator, Options
 
+__all__ = ["MATMUL", "MatmulConfig"]
+
 #: Shares of SBUF: transposed slices of A kept across waves, and slices in flight. The rest holds
 #: output rows and leaves the placement room to rotate.
 _HELD_SHARE = 0.4
