@@ -204,8 +204,8 @@ def tensor_tensor(
     """dst[p, f] = op(data1[p, f], data2[p, f]) in float32.
 
     Bitvec operators work on raw bits. With only int32/uint32 operands on GpSimd the arithmetic is
-    32-bit integer and wraps (wrapping is this project's reading; the documents say "exact"), but for
-    power, which stays in float32: no document describes an integer power.
+    32-bit integer and wraps (wrapping is this project's reading; the documents say "exact"), except
+    for power, which stays in float32: no document describes an integer power.
     """
     run, kind = ctx.run, operator(op)
     target = dst.mem.array(dst.region, dst.dtype.host)

@@ -13,9 +13,11 @@ from nki_kernels.hardware.spec import Engine
 from nki_kernels.machine import dtypes, work
 from nki_kernels.machine.core import VirtualRegister
 from nki_kernels.machine.dtypes import Array
+from nki_kernels.machine.errors import RuleViolation
 from nki_kernels.machine.instruction import Context, instruction
 from nki_kernels.machine.rules import COMPUTE, BufferIs, Operands, Rule
 from nki_kernels.machine.tensor import NkiTensor
+from nki_kernels.machine.trace import where
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class _Pattern(Rule):
                 f"pattern {[list(p) for p in pattern]} makes {count} values, dst {list(dst.shape)} "
                 f"holds {dst.free_size} per partition; the counts must multiply to that"
             )
+        if not all(-(2**31) <= step < 2**31 for step, _ in pattern):
+            return f"pattern {[list(p) for p in pattern]}; steps are integers of 32 bits"
         for name in ("offset", "channel_multiplier"):
             value = ops[name]
             if not isinstance(value, (int, np.integer, VirtualRegister)):
@@ -86,6 +90,13 @@ def iota(
     from 0 in the view of dst (the documents leave open whether it counts physical partitions).
     """
     start = offset.read() if isinstance(offset, VirtualRegister) else int(offset)
+    # Here and not in a rule: verdicts are not remembered by the values of these two.
+    for operand, value in (("offset", start), ("channel_multiplier", channel_multiplier)):
+        if not -(2**31) <= value < 2**31:
+            raise RuleViolation(
+                f"nisa.iota at {where(ctx.run.kernel_site())}: {operand}={value}; it must fit 32 "
+                "bits, -2147483648 to 2147483647: write the wrapped value"
+            )
     values = affine(dst.shape[0], pattern, start, channel_multiplier)
     target = dst.mem.array(dst.region, dst.dtype.host)
     dtypes.store(target, values.reshape(target.shape))
