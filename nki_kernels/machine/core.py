@@ -74,15 +74,16 @@ class VirtualRegister:
     """A 32-bit register of the engine sequencers.
 
     Its value is not known while a kernel is built: no conversion, comparison or condition.
-    `value` is None while uninitialised or when it came from a tile without values.
+    `value` is None while uninitialised, and when it came from a tile without values; only then
+    `abstract` is True.
     """
 
-    __slots__ = ("frozen", "known", "number", "value")
+    __slots__ = ("abstract", "frozen", "number", "value")
 
     def __init__(self, number: int, value: int | None, frozen: bool = False) -> None:
         self.number = number
         self.value = value
-        self.known = value is not None
+        self.abstract = False
         self.frozen = frozen
 
     def read(self) -> int:
@@ -190,6 +191,7 @@ class Run:
     ) -> NkiTensor:
         mem = Memory(tile, buffer, nbytes, self._pool)
         mem.wide = not self.options.precise_fp and kind.is_float and kind.itemsize < 4
+        mem.loop = self.loop
         strides = [1] * len(extents)
         for dim in range(len(extents) - 2, -1, -1):
             strides[dim] = strides[dim + 1] * extents[dim + 1]
@@ -396,7 +398,7 @@ class Run:
                 indices.append(index.access)
                 unknown |= index.mem.abstract
             else:
-                unknown |= not index.known
+                unknown |= index.abstract
             if dynamic.kind == "scalar" and not plan.handles_dynamic and not unknown:
                 what = f"{plan.opcode} {plan.names[at]} at {where(self.kernel_site())}"
                 static = view.resolved(what)

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nki_kernels.machine.dtypes import Array, DType
+from nki_kernels.machine.dtypes import Array, DType, as_dtype
 from nki_kernels.machine.errors import RuleViolation, UninitializedRead
-from nki_kernels.machine.trace import Tile, where
+from nki_kernels.machine.trace import LoopPath, Tile, where
 
 if TYPE_CHECKING:
     from nki_kernels.machine.tensor import NkiTensor
@@ -34,7 +34,7 @@ class Memory:
 
     __slots__ = (
         "_grain", "_group_map", "_groups", "_map", "_pool", "_regions", "abstract", "borrowed",
-        "buffer", "data", "full", "nbytes", "tile", "wide",
+        "buffer", "data", "full", "loop", "nbytes", "tile", "wide",
     )  # fmt: skip
 
     def __init__(self, tile: Tile, buffer: Any, nbytes: int, pool: dict[int, list[Array]]) -> None:
@@ -47,6 +47,8 @@ class Memory:
         #: Held as float32 although the dtype is narrower (`Options.precise_fp` is False).
         self.wide = False
         self.full = False
+        #: The device loops around the allocation.
+        self.loop: LoopPath = ()
         #: Bytes per flag of the maps; shrinks when a view of a narrower dtype comes along.
         self._grain = tile.itemsize
         self._regions: set[Region] = set()
@@ -69,10 +71,11 @@ class Memory:
         if data is None:
             data = self.materialise()
         if self.wide:
-            if size != self.tile.itemsize:
+            if host != as_dtype(self.tile.dtype).host:
                 raise RuleViolation(
-                    f"tile {self.tile.name!r}: a view of another item size while NKI_PRECISE_FP=0 "
-                    "holds narrow floats as float32; run this kernel with NKI_PRECISE_FP=1"
+                    f"tile {self.tile.name!r} {self.tile.dtype}: its bits as {host} while "
+                    "NKI_PRECISE_FP=0 holds narrow floats as float32; run this kernel with "
+                    "NKI_PRECISE_FP=1"
                 )
             size, host = 4, np.float32
         return np.ndarray(shape, host, data, offset * size, [s * size for s in strides])
@@ -131,14 +134,6 @@ class Memory:
         self._map = None
         self._regions.clear()
 
-    def forget(self) -> None:
-        """Make every byte poison again (a loop body's tile at the start of an iteration)."""
-        self.full = False
-        self._map = None
-        self._regions.clear()
-        self._groups.clear()
-        self._group_map = None
-
     def is_written(self, region: Region) -> bool:
         """Return True if every element of `region` was written."""
         if self.full or region in self._regions:
@@ -183,12 +178,28 @@ class Memory:
 
     # -- matmul groups ---------------------------------------------------------------------------
 
-    def accumulates(self, region: Region, accumulate: bool | None) -> bool | Array:
+    def accumulates(
+        self, region: Region, accumulate: bool | None, loop: LoopPath = ()
+    ) -> bool | Array:
         """Return whether a matmul adds to `region`, element by element where that differs.
 
         ``accumulate=None`` overwrites what no matmul has written since the allocation or the last
         other write, and adds to the rest (nki.isa.nc_matmul; per written region since NKI 0.6.0).
+        The device decides that once for all iterations of a loop, so inside one it can only be
+        inferred for a tile of the loop's body.
+
+        Args:
+            region: what the matmul writes.
+            accumulate: its operand.
+            loop: the device loops around it.
         """
+        if accumulate is None and len(loop) > len(self.loop):
+            raise RuleViolation(
+                f"nisa.nc_matmul into tile {self.tile.name!r} allocated at "
+                f"{where(self.tile.site)}: accumulate=None inside a device loop that the tile is "
+                "older than; whether a write is the first is decided once for all iterations: "
+                "allocate the tile in the body, or pass accumulate=True or False"
+            )
         if accumulate is False:
             result: bool | Array = False
         elif region in self._groups:

@@ -236,7 +236,7 @@ def _groups(run: Run, args: tuple[Any, ...]) -> bool | Array:
         dst.mem.end_groups(dst.region)
         return False
     asked = None if accumulate is None else bool(accumulate)
-    started: bool | Array = dst.mem.accumulates(dst.region, asked)
+    started: bool | Array = dst.mem.accumulates(dst.region, asked, run.loop)
     return started
 
 
@@ -431,5 +431,5 @@ def nc_transpose(
         write_values(dst, flipped.astype(np.float32))
     if ctx.engine is Engine.tensor and data.dtype.itemsize == 1:
         odd = (dst.offset + 1, dst.shape, dst.strides, 1)
-        dst.mem.array(odd, np.uint8)[...] = 0
+        dst.mem.array(odd, dst.dtype.host)[...] = 0
         dst.mem.mark(odd)

@@ -34,10 +34,10 @@ def register_move(dst: VirtualRegister, src: Any) -> None:
     run = current("nisa.register_move")
     _writable(dst, "nisa.register_move")
     if isinstance(src, VirtualRegister):
-        dst.value, dst.known = src.value, src.known
+        dst.value, dst.abstract = src.value, src.abstract
         reads: tuple[str, ...] = (f"register:{src.number}",)
     elif isinstance(src, (int, np.integer)):
-        dst.value, dst.known = _wrap(int(src)), True
+        dst.value, dst.abstract = _wrap(int(src)), False
         reads = ()
     else:
         raise RuleViolation(f"nisa.register_move: src={src!r}; it must be an int or a register")
@@ -55,10 +55,11 @@ def register_load(dst: VirtualRegister, src: NkiTensor) -> None:
     if not src.mem.is_written(src.region):
         raise uninitialized("nisa.register_load", "src", src, where(run.kernel_site()))
     if src.mem.abstract:
-        dst.value, dst.known = None, False
+        dst.value, dst.abstract = None, True
     else:
         raw = src.numpy().reshape(-1)
-        dst.value, dst.known = int(raw[0] if src.dtype.is_integer else raw.view(np.int32)[0]), True
+        bits = raw[0] if src.dtype.is_integer else raw.view(np.int32)[0]
+        dst.value, dst.abstract = _wrap(int(bits)), False
     run.control(
         "register_load", ControlWork("register_load"),
         reads=(src.access,), hidden_writes=(f"register:{dst.number}",),
@@ -72,7 +73,7 @@ def register_store(dst: NkiTensor, src: VirtualRegister) -> None:
     mem = dst.mem
     if mem.borrowed:
         mem.own()
-    if not src.known or (mem.abstract and not mem.covers(dst.region)):
+    if src.abstract or (mem.abstract and not mem.covers(dst.region)):
         mem.lose_values()
     else:
         mem.abstract = False
