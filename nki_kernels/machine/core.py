@@ -365,7 +365,9 @@ class Run:
                 mem.lose_values()
             if not mem.full:
                 if view.dynamic is None:
-                    mem.mark(view.region)
+                    # An update wrote only what its body marked; without values, who knows.
+                    if not concrete or at not in plan.updates:
+                        mem.mark(view.region)
                 elif not concrete:
                     mem.fill()
             if plan.ends_groups and mem.tile.memory == "psum":

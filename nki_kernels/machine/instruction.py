@@ -224,7 +224,8 @@ def instruction(
         source: the document that states the rules and the meaning.
         rules: operand rules beside the types.
         default: the engine for ``engine=unknown``, from the operands.
-        updates: written operands whose old value matters (part of `writes`).
+        updates: written operands that keep some old elements (part of `writes`); the body marks
+            those it wrote with `Memory.mark_where`.
         unkeyed: arguments whose value no rule and no cost depends on (only their type counts).
         lists: arguments that may be lists; they are frozen to tuples.
         hidden: names of hidden state read and written.

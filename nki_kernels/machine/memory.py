@@ -128,6 +128,18 @@ class Memory:
         self._view(self._map, region)[...] = True
         self._regions.add(region)
 
+    def mark_where(self, region: Region, chosen: Array) -> None:
+        """Record that the elements of `region` where `chosen` (of its shape) holds were written."""
+        if self.full:
+            return
+        if chosen.all():
+            self.mark(region)
+            return
+        self._refine(region)
+        if self._map is None:
+            self._map = np.zeros(self.nbytes // self._grain, np.bool_)
+        self._view(self._map, region)[chosen] = True
+
     def fill(self) -> None:
         """Record that the whole tile was written."""
         self.full = True
