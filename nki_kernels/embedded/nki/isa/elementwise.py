@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from nki.isa.alu import compute, kernel_of, ops_problem, pair
 
 from nki_kernels.hardware.spec import Engine
 from nki_kernels.machine import dtypes, work
-from nki_kernels.machine.core import Run, float_values
+from nki_kernels.machine.core import float_values
 from nki_kernels.machine.dtypes import Array
 from nki_kernels.machine.instruction import Context, instruction
 from nki_kernels.machine.operators import Op, operator
@@ -120,40 +121,12 @@ def memset(
         target[...] = np.float32(value).astype(target.dtype)
 
 
-def _ops_problem(ops: Operands, tokens: tuple[Any, ...], data: tuple[str, ...]) -> str | None:
-    """Rules shared by instructions with ALU operators: known, one kind, right engine and types."""
-    table = [operator(t) for t in tokens if t is not None]
-    for op in table:
-        if op.alu is None:
-            return f"{op!r} is no ALU operator; use nisa.activation for activation functions"
-        if op.name in ("abs_max", "abs_min") and ops.spec.generation < 4:
-            return f"{op!r} on {ops.spec.name}; it needs gen4"
-    kinds = {op.kind for op in table}
-    if len(kinds) > 1:
-        return (
-            f"operators {table}; op0 and op1 are both bitvec or both arithmetic: split the "
-            "instruction"
-        )
-    if kinds == {"bitvec"}:
-        views = [(n, v) for n in (*data, "dst") if (v := ops.tensor(n)) is not None]
-        bad = [f"{n} {v.dtype}" for n, v in views if not v.dtype.is_integer]
-        if bad:
-            return f"bitvec operator {table[0]!r} with {', '.join(bad)}; operands must be integers"
-        if len({v.dtype.itemsize for _, v in views}) > 1:
-            return f"bitvec operator {table[0]!r} on different widths; bits are never converted"
-        if ops.engine is not Engine.vector:
-            return (
-                f"bitvec operator {table[0]!r} on {ops.engine.name}; it runs on the vector engine"
-            )
-    return None
-
-
 @dataclass(frozen=True)
 class _TensorTensorOps(Rule):
     """Operator kind, dtypes and engine of tensor_tensor."""
 
     def problem(self, ops: Operands) -> str | None:
-        found = _ops_problem(ops, (ops["op"],), ("data1", "data2"))
+        found = ops_problem(ops, (ops["op"],), ("data1", "data2"))
         if found is not None:
             return found
         op = operator(ops["op"])
@@ -224,26 +197,11 @@ def tensor_tensor(
         a = a.reshape(target.shape)
     if b.shape != target.shape:
         b = b.reshape(target.shape)
-    _compute(run, kind, target, a, b)
-
-
-def _compute(run: Run, op: Op, target: Array, *operands: Any) -> None:
-    """Evaluate an ALU operator in float32 and round once into `target`."""
-    alu = op.alu
-    if alu is None:
-        raise TypeError(f"{op!r} has no ALU form")
-    if target.dtype == np.float32:
-        result = alu(*operands, out=target)
-        if result is not target:
-            np.copyto(target, result)
-        return
-    dtypes.store(target, alu(*operands, out=run.scratch("out", target.shape)))
+    compute(run, kind, target, a, b)
 
 
 def _integer_store(target: Array, op: Op, a: Array, b: Any) -> None:
-    alu = op.alu
-    if alu is None:
-        raise TypeError(f"{op!r} has no ALU form")
+    alu = kernel_of(op)
     result = alu(a, b) if op.arity == 2 else alu(a)
     np.copyto(target, result.astype(target.dtype, copy=False), casting="unsafe")
 
@@ -258,7 +216,7 @@ class _TensorScalarOps(Rule):
             op1 is not None and operator(op1).arity == 1
         ):
             return f"op1={op1!r} with operand1={operand1!r}; give both or neither"
-        found = _ops_problem(ops, (ops["op0"], op1), ("data",))
+        found = ops_problem(ops, (ops["op0"], op1), ("data",))
         if found is not None:
             return found
         return self._operands(ops) or self._engine(ops)
@@ -366,36 +324,16 @@ def tensor_scalar(
     if values.shape != target.shape:
         values = values.reshape(target.shape)
     if second is None:
-        _compute(run, first, target, *_pair(first, values, operand0, reverse0, run, "b"))
+        compute(run, first, target, *pair(first, values, operand0, reverse0, run, "b"))
         return
-    alu = first.alu
-    if alu is None:
-        raise TypeError(f"{first!r} has no ALU form")
-    middle = alu(
-        *_pair(first, values, operand0, reverse0, run, "b"), out=run.scratch("middle", target.shape)
+    middle = kernel_of(first)(
+        *pair(first, values, operand0, reverse0, run, "b"), out=run.scratch("middle", target.shape)
     )
-    _compute(run, second, target, *_pair(second, middle, operand1, reverse1, run, "c"))
-
-
-def _pair(
-    op: Op, values: Array, operand: Any, reverse: bool, run: Run, slot: str
-) -> tuple[Any, ...]:
-    """Return the operator's arguments in order; a [P, 1] vector broadcasts over the free axes."""
-    if op.arity == 1:
-        return (values,)
-    other: Any
-    if isinstance(operand, NkiTensor):
-        shape = (values.shape[0],) + (1,) * (values.ndim - 1)
-        other = float_values(operand, run, slot).reshape(shape)
-    else:
-        other = np.float32(operand)
-    return (other, values) if reverse else (values, other)
+    compute(run, second, target, *pair(second, middle, operand1, reverse1, run, "c"))
 
 
 def _bits(op: Op, values: Array, operand: Any, reverse: bool) -> Array:
-    alu = op.alu
-    if alu is None:
-        raise TypeError(f"{op!r} has no ALU form")
+    alu = kernel_of(op)
     if op.arity == 1:
         return alu(values)
     if isinstance(operand, NkiTensor):
