@@ -158,7 +158,7 @@ def _sin(x: Array) -> Array:
 
 _TABLE: tuple[Op, ...] = (
     Op("add", np.add, reduces=True),
-    Op("subtract", np.subtract),
+    Op("subtract", np.subtract, reduces=True),
     Op("multiply", np.multiply, reduces=True),
     Op("maximum", np.maximum, reduces=True),
     Op("minimum", np.minimum, reduces=True),
@@ -171,9 +171,9 @@ _TABLE: tuple[Op, ...] = (
     Op("less_equal", _comparison(np.less_equal)),
     Op("greater", _comparison(np.greater)),
     Op("greater_equal", _comparison(np.greater_equal)),
-    Op("logical_and", _logical(np.logical_and)),
-    Op("logical_or", _logical(np.logical_or)),
-    Op("logical_xor", _logical(np.logical_xor)),
+    Op("logical_and", _logical(np.logical_and), reduces=True),
+    Op("logical_or", _logical(np.logical_or), reduces=True),
+    Op("logical_xor", _logical(np.logical_xor), reduces=True),
     Op("bitwise_and", np.bitwise_and, kind="bitvec", reduces=True),
     Op("bitwise_or", np.bitwise_or, kind="bitvec", reduces=True),
     Op("bitwise_xor", np.bitwise_xor, kind="bitvec", reduces=True),
