@@ -162,17 +162,40 @@ def _move_rows(ctx: Context, dst: NkiTensor, src: NkiTensor, mode: oob_modes) ->
     sources, targets = _rows(src), _rows(dst)
     _require_inside(f"nisa.dma_copy src at {line}", sources, mode)
     _require_inside(f"nisa.dma_copy dst at {line}", targets, mode)
-    for row, (from_ok, to_ok) in enumerate(zip(sources.inside, targets.inside, strict=True)):
-        if not (from_ok and to_ok):
+    values = np.empty(src.shape, src.dtype.host)
+    for row, inside in enumerate(sources.inside):
+        if inside:
+            values[row] = _source_row(ctx, f"nisa.dma_copy at {line}", sources, row)
+    # Elements correspond in row-major order; the rows of the two sides may be cut differently.
+    values = values.reshape(dst.shape)
+    moved = np.repeat(sources.inside, src.size // src.shape[0]).reshape(dst.shape)
+    for row, inside in enumerate(targets.inside):
+        part = moved[row]
+        if not (inside and part.any()):
             continue
-        read, write = sources.region(row), targets.region(row)
-        if not src.mem.is_written(read):
-            raise UninitializedRead(
-                f"nisa.dma_copy at {line}: row {row} reads elements from {read[0]} on of tensor "
-                f"{src.name!r} that no instruction wrote; write the tensor first"
-            )
-        _move(dst, dst.mem.array(write, dst.dtype.host), src.mem.array(read, src.dtype.host), src)
-        dst.mem.mark(write)
+        write = targets.region(row)
+        target = dst.mem.array(write, dst.dtype.host)
+        if part.all():
+            _move(dst, target, values[row], src)
+            dst.mem.mark(write)
+            continue
+        for at in np.argwhere(part):
+            offset = targets.starts[row] + int(np.dot(at, dst.strides[1:]))
+            one = (offset, (1,), (1,), dst.dtype.itemsize)
+            _move(dst, dst.mem.array(one, dst.dtype.host), values[(row, *at)].reshape(1), src)
+            dst.mem.mark(one)
+
+
+def _source_row(ctx: Context, what: str, rows: _Rows, row: int) -> Array:
+    """Return the elements of a source row that is inside, which must have been written."""
+    mem, region = rows.view.mem, rows.region(row)
+    if not mem.is_written(region):
+        error = UninitializedRead(
+            f"{what}: row {row} reads elements from {region[0]} on of tensor {rows.view.name!r} "
+            "that no instruction wrote; write the tensor first"
+        )
+        ctx.run.report(ctx.run.options.uninitialized, error)
+    return mem.array(region, rows.view.dtype.host)
 
 
 def _move(dst: NkiTensor, target: Array, values: Array, src: NkiTensor) -> None:
@@ -228,10 +251,15 @@ class _TransposeShape(Rule):
     def problem(self, ops: Operands) -> str | None:
         dst, src, axes = ops["dst"], ops["src"], ops["axes"]
         wanted = _AXES.get(src.ndim)
-        if wanted is None or (axes is not None and tuple(axes) != wanted):
+        if dst.dynamic is not None:
             return (
-                f"axes={axes!r} for src {list(src.shape)}; supported are (1, 0), (2, 1, 0) and (3, "
-                "1, 2, 0) by rank"
+                "dst has a run-time address; only src may have one: transpose into a tile, then "
+                "move it with dma_copy"
+            )
+        if wanted is None or (axes is not None and axes != wanted):
+            return (
+                f"axes={axes!r} for src {list(src.shape)}; supported are (1, 0), (2, 1, 0) and "
+                "(3, 1, 2, 0) by rank"
             )
         shape = tuple(src.shape[a] for a in wanted)
         if dst.shape != shape:
@@ -339,10 +367,10 @@ def dma_transpose(
     ``indices.T.flatten()[k]``; rows skipped as out of bounds leave their column of dst unchanged.
     """
     order = _AXES[src.ndim]
-    target = dst.mem.array(dst.region, dst.dtype.host)
     if src.dynamic is None:
-        np.copyto(target, src.mem.array(src.region, src.dtype.host).transpose(order))
+        np.copyto(dst.mem.bits(dst.region), src.mem.bits(src.region).transpose(order))
         return
+    target = dst.mem.array(dst.region, dst.dtype.host)
     line = where(ctx.run.kernel_site())
     rows = _rows(src)
     _require_inside(f"nisa.dma_transpose src at {line}", rows, oob_mode)
@@ -350,5 +378,5 @@ def dma_transpose(
     last = dst.ndim - 1
     for row, inside in enumerate(rows.inside):
         if inside:
-            columns[row] = src.mem.array(rows.region(row), src.dtype.host)
+            columns[row] = _source_row(ctx, f"nisa.dma_transpose at {line}", rows, row)
             dst.mem.mark(dst.slice(last, row, row + 1).region)

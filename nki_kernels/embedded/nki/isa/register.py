@@ -52,6 +52,7 @@ def register_load(dst: VirtualRegister, src: NkiTensor) -> None:
     run = current("nisa.register_load")
     _writable(dst, "nisa.register_load")
     _element(src, run, "nisa.register_load", "src")
+    access, src = src.access, src.resolved("nisa.register_load src")
     if not src.mem.is_written(src.region):
         raise uninitialized("nisa.register_load", "src", src, where(run.kernel_site()))
     if src.mem.abstract:
@@ -62,14 +63,22 @@ def register_load(dst: VirtualRegister, src: NkiTensor) -> None:
         dst.value, dst.abstract = _wrap(int(bits)), False
     run.control(
         "register_load", ControlWork("register_load"),
-        reads=(src.access,), hidden_writes=(f"register:{dst.number}",),
+        reads=(access,), hidden_writes=(f"register:{dst.number}",),
     )  # fmt: skip
 
 
 def register_store(dst: NkiTensor, src: VirtualRegister) -> None:
-    """The single element of `dst` (HBM or SBUF) = src."""
+    """The single element of `dst` (HBM or SBUF) = src, bit for bit, as register_load reads it.
+
+    Narrow integers take the low bits (undocumented).
+    """
     run = current("nisa.register_store")
     _element(dst, run, "nisa.register_store", "dst")
+    if not isinstance(src, VirtualRegister):
+        raise RuleViolation(
+            f"nisa.register_store: src={src!r}; it must come from nisa.register_alloc"
+        )
+    access, dst = dst.access, dst.resolved("nisa.register_store dst")
     mem = dst.mem
     if mem.borrowed:
         mem.own()
@@ -77,13 +86,13 @@ def register_store(dst: NkiTensor, src: VirtualRegister) -> None:
         mem.lose_values()
     else:
         mem.abstract = False
-        dtypes.store(
-            mem.array(dst.region, dst.dtype.host), np.full(dst.shape, src.read(), np.int64)
-        )
+        size = dst.dtype.itemsize
+        low = np.full(dst.shape, src.read() % 2 ** (8 * size), f"u{size}")
+        mem.array(dst.region, low.dtype)[...] = low != 0 if dst.dtype == dtypes.bool_ else low
     mem.mark(dst.region)
     run.control(
         "register_store", ControlWork("register_store"),
-        writes=(dst.access,), hidden_reads=(f"register:{src.number}",),
+        writes=(access,), hidden_reads=(f"register:{src.number}",),
     )  # fmt: skip
 
 
