@@ -12,6 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nki_kernels.machine.errors import OutOfBounds, UninitializedRead
+from nki_kernels.machine.launch import launch
+from nki_kernels.machine.options import Options
 from tests.embedded.harness import (
     FLOATS,
     HBM,
@@ -383,6 +385,19 @@ def test_only_scattered_rows_count_as_written():
 
     with pytest.raises(UninitializedRead, match="src reads 3 of 3 elements"):
         values(kernel, TABLE[:2], np.array([[2], [0]], np.int32))
+
+
+def test_unrounded_floats_stay_unrounded_through_a_gather():
+    """With NKI_PRECISE_FP=0 narrow floats are held as float32, also in an indirect copy."""
+
+    def kernel(source):
+        narrow, out = hbm(1, 2, dtype=nl.bfloat16), hbm(1, 2)
+        nisa.dma_copy(narrow, source)
+        nisa.dma_copy(out, narrow.ap([[2, 1], [1, 2]], scalar_offset=nisa.register_alloc(0)))
+        return out
+
+    x = np.array([[1 + 2.0**-20, -3.0]], F32)
+    same(launch(kernel, (x,), target="toy", options=Options(precise_fp=False)).outputs[0], x)
 
 
 # -- rules -----------------------------------------------------------------------------------------

@@ -162,7 +162,7 @@ def _move_rows(ctx: Context, dst: NkiTensor, src: NkiTensor, mode: oob_modes) ->
     sources, targets = _rows(src), _rows(dst)
     _require_inside(f"nisa.dma_copy src at {line}", sources, mode)
     _require_inside(f"nisa.dma_copy dst at {line}", targets, mode)
-    values = np.empty(src.shape, src.dtype.host)
+    values = np.empty(src.shape, np.float32 if src.mem.wide else src.dtype.host)
     for row, inside in enumerate(sources.inside):
         if inside:
             values[row] = _source_row(ctx, f"nisa.dma_copy at {line}", sources, row)
