@@ -135,7 +135,7 @@ def _lookup(value: Any) -> DType | None:
         return _BY_NAME.get(str(value).removeprefix("torch."))
     try:
         return _BY_HOST.get(np.dtype(value))
-    except TypeError:
+    except (TypeError, ValueError):
         return None
 
 
