@@ -29,6 +29,7 @@ from nki_kernels.machine.errors import (
 from nki_kernels.machine.layout import MAX_DIMS
 from nki_kernels.machine.memory import Memory, uninitialized
 from nki_kernels.machine.options import NkiWarning, Options
+from nki_kernels.machine.products import Products
 from nki_kernels.machine.tensor import MemoryRegion, NkiTensor
 from nki_kernels.machine.trace import (
     Access,
@@ -137,6 +138,7 @@ class Run:
         self._boundary = boundary
         self._plans = _PLANS.setdefault((spec, options), {})
         self._pool: dict[int, list[Array]] = {}
+        self._products = Products()
         self._scratch: dict[str, Array] = {}
 
     # -- allocation ------------------------------------------------------------------------------
@@ -189,7 +191,7 @@ class Run:
     def _tensor(
         self, tile: Tile, extents: tuple[int, ...], kind: DType, buffer: MemoryRegion, nbytes: int
     ) -> NkiTensor:
-        mem = Memory(tile, buffer, nbytes, self._pool)
+        mem = Memory(tile, buffer, nbytes, self._pool, self._products)
         mem.wide = not self.options.precise_fp and kind.is_float and kind.itemsize < 4
         mem.loop = self.loop
         strides = [1] * len(extents)
@@ -253,22 +255,26 @@ class Run:
         psum = buffer is MemoryRegion.psum
         limit = spec.psum_banks * spec.psum_bank_bytes if psum else spec.sbuf_usable_bytes
         start, offset = (0, 0) if address is None else address
-        what = f"nl.ndarray at {where(site)}: {list(extents)} {kind} in {buffer.value}"
+
+        def what() -> str:
+            # Resolving a line costs more than the allocation, so only an error does it.
+            return f"nl.ndarray at {where(site)}: {list(extents)} {kind} in {buffer.value}"
+
         if address is not None and (
             start < 0 or offset < 0 or start + extents[0] > spec.partitions
         ):
             raise RuleViolation(
-                f"{what}: address=({start}, {offset}) puts {extents[0]} partitions outside 0 to "
+                f"{what()}: address=({start}, {offset}) puts {extents[0]} partitions outside 0 to "
                 f"{spec.partitions - 1}; the address is (start partition, bytes in the partition)"
             )
         if psum and offset % spec.psum_bank_bytes:
             raise RuleViolation(
-                f"{what}: address=({start}, {offset}) is inside a PSUM bank; byte offsets are "
+                f"{what()}: address=({start}, {offset}) is inside a PSUM bank; byte offsets are "
                 f"multiples of {spec.psum_bank_bytes}"
             )
         if offset + row_bytes > limit:
             raise DoesNotFit(
-                f"{what}: {row_bytes} bytes per partition at offset {offset}; {buffer.value} has "
+                f"{what()}: {row_bytes} bytes per partition at offset {offset}; {buffer.value} has "
                 f"{limit} bytes per partition on {spec.name}: use smaller tiles"
             )
 
@@ -348,8 +354,7 @@ class Run:
         """Run the body if every operand has values; note what was written either way."""
         for at in plan.writes:
             mem = args[at].mem
-            if mem.borrowed:
-                mem.own()
+            mem.touch()
             if mem.abstract and (
                 accumulates or at in plan.updates or not mem.covers(args[at].region)
             ):

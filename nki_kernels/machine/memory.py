@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nki_kernels.machine.dtypes import Array, DType, as_dtype
+from nki_kernels.machine.dtypes import Array, DType, as_dtype, round_tf32, tfloat32
 from nki_kernels.machine.errors import RuleViolation, UninitializedRead
+from nki_kernels.machine.products import Pending, Products, Region
 from nki_kernels.machine.trace import LoopPath, Tile, where
 
 if TYPE_CHECKING:
     from nki_kernels.machine.tensor import NkiTensor
 
-#: (offset, shape, strides, itemsize) of an access.
-Region = tuple[int, tuple[int, ...], tuple[int, ...], int]
+
+_BITS = {1: np.uint8, 2: np.uint16, 4: np.uint32}
 
 
 class Memory:
@@ -33,11 +34,19 @@ class Memory:
     """
 
     __slots__ = (
-        "_grain", "_group_map", "_groups", "_map", "_pool", "_regions", "abstract", "borrowed",
-        "buffer", "data", "full", "loop", "nbytes", "tile", "wide",
+        "_grain", "_group_map", "_groups", "_map", "_pool", "_products", "_regions", "_snapshots",
+        "abstract", "borrowed",
+        "buffer", "data", "full", "loop", "nbytes", "pending", "tile", "wide",
     )  # fmt: skip
 
-    def __init__(self, tile: Tile, buffer: Any, nbytes: int, pool: dict[int, list[Array]]) -> None:
+    def __init__(
+        self,
+        tile: Tile,
+        buffer: Any,
+        nbytes: int,
+        pool: dict[int, list[Array]],
+        products: Products,
+    ) -> None:
         self.tile = tile
         self.buffer = buffer
         self.nbytes = nbytes
@@ -46,6 +55,10 @@ class Memory:
         self.borrowed = False
         #: Held as float32 although the dtype is narrower (`Options.precise_fp` is False).
         self.wide = False
+        #: Matmuls issued into the tile and not formed yet; every look at the values forms them.
+        self.pending: Pending | None = None
+        self._products = products
+        self._snapshots: dict[Region, Array] = {}
         self.full = False
         #: The device loops around the allocation.
         self.loop: LoopPath = ()
@@ -67,6 +80,8 @@ class Memory:
     def array(self, region: Region, host: Any) -> Array:
         """Return the region as an array that shares the tile's bytes, allocated on first use."""
         offset, shape, strides, size = region
+        if self.pending is not None:
+            self._products.settle(self)
         data = self.data
         if data is None:
             data = self.materialise()
@@ -80,6 +95,15 @@ class Memory:
             size, host = 4, np.float32
         return np.ndarray(shape, host, data, offset * size, [s * size for s in strides])
 
+    def bits(self, region: Region) -> Array:
+        """Return the region as unsigned integers, for moves that convert nothing.
+
+        NumPy moves its own types several times faster than the extension types of ml_dtypes.
+        """
+        if self.wide:
+            return self.array(region, as_dtype(self.tile.dtype).host)
+        return self.array(region, _BITS[region[3]])
+
     def materialise(self) -> Array:
         """Give the tile bytes (contents undefined until written)."""
         nbytes = self.nbytes * 4 // self.tile.itemsize if self.wide else self.nbytes
@@ -87,9 +111,30 @@ class Memory:
         self.data = spare.pop() if spare else np.empty(nbytes, np.uint8)
         return self.data
 
+    def snapshot(self, region: Region, rows: int, dtype: DType) -> Array:
+        """Return the region as float32 [rows, columns], fixed at this moment, once per content."""
+        found = self._snapshots.get(region)
+        if found is None or found.shape[0] != rows:
+            values = self.array(region, dtype.host).reshape(rows, -1).astype(np.float32)
+            found = round_tf32(values) if dtype is tfloat32 else values
+            self._snapshots[region] = found
+        return found
+
+    def multiply(self, region: Region, weights: Array, data: Array, adds: bool) -> None:
+        """Note region (+)= weights.T @ data; formed when somebody looks at the values."""
+        self._products.add(self, region, (weights, data), adds)
+
+    def touch(self) -> None:
+        """Called before the values change: snapshots taken so far stay as they are."""
+        if self._snapshots:
+            self._snapshots = {}
+        if self.borrowed:
+            self.own()
+
     def lose_values(self) -> None:
         """Become a shape without values."""
         self.abstract = True
+        self._products.drop(self)
         if self.data is not None and not self.borrowed:
             self._pool.setdefault(self.data.nbytes, []).append(self.data)
         self.data = None

@@ -289,35 +289,21 @@ def nc_matmul(
     if is_transpose:
         _transpose_by_identity(ctx, dst, stationary, moving)
         return
-    run = ctx.run
     rows = stationary.shape[0]
     if work.mode_name(perf_mode) == "double_row":
         rows *= 2
-    weights = _matrix(stationary, run, "stationary", rows)
-    data = _matrix(moving, run, "moving", rows)
-    target = dst.mem.array(dst.region, dst.dtype.host)
+    weights = stationary.mem.snapshot(stationary.region, rows, stationary.dtype)
+    data = moving.mem.snapshot(moving.region, rows, moving.dtype)
     adds = ctx.state
-    if adds is False and target.dtype == np.float32 and target.ndim == 2:
-        np.matmul(weights.T, data, out=target)
+    if isinstance(adds, bool) and dst.dtype is dtypes.float32 and dst.ndim == 2:
+        dst.mem.multiply(dst.region, weights, data, adds)
         return
-    product = run.scratch("out", (weights.shape[1], data.shape[1]))
-    np.matmul(weights.T, data, out=product)
-    shaped = product.reshape(target.shape)
+    target = dst.mem.array(dst.region, dst.dtype.host)
+    shaped = (weights.T @ data).reshape(target.shape)
     if adds is False:
         dtypes.store(target, shaped)
-    elif adds is True and target.dtype == np.float32:
-        np.add(target, shaped, out=target)
     else:
-        old = target.astype(np.float32)
-        keep = adds if isinstance(adds, np.ndarray) else np.True_
-        dtypes.store(target, np.where(keep, old + shaped, shaped))
-
-
-def _matrix(view: NkiTensor, run: Run, slot: str, rows: int) -> Array:
-    values = float_values(view, run, slot)
-    if view.dtype is dtypes.tfloat32:
-        values = dtypes.round_tf32(values)
-    return values if values.ndim == 2 and values.shape[0] == rows else values.reshape(rows, -1)
+        dtypes.store(target, np.where(adds, target.astype(np.float32) + shaped, shaped))
 
 
 def _transpose_by_identity(

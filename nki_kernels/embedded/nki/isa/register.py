@@ -80,8 +80,7 @@ def register_store(dst: NkiTensor, src: VirtualRegister) -> None:
         )
     access, dst = dst.access, dst.resolved("nisa.register_store dst")
     mem = dst.mem
-    if mem.borrowed:
-        mem.own()
+    mem.touch()
     if src.abstract or (mem.abstract and not mem.covers(dst.region)):
         mem.lose_values()
     else:
