@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import math
 import os
 import sys
 from collections.abc import Callable
@@ -19,7 +18,14 @@ from nki_kernels.hardware.spec import CoreSpec
 from nki_kernels.machine import core
 from nki_kernels.machine.core import Run
 from nki_kernels.machine.dtypes import Array, as_dtype
-from nki_kernels.machine.errors import DtypeError, KernelError, ShapeError, UninitializedRead
+from nki_kernels.machine.errors import (
+    DoesNotFit,
+    DtypeError,
+    KernelError,
+    ShapeError,
+    UninitializedRead,
+)
+from nki_kernels.machine.layout import MAX_DIMS
 from nki_kernels.machine.options import Options, default_options
 from nki_kernels.machine.placement import Placement, place
 from nki_kernels.machine.tensor import Abstract, MemoryRegion, NkiTensor
@@ -133,7 +139,12 @@ def _finish(trace: Trace, options: Options, bound: _Arguments, returned: Any) ->
     _collect(returned, outputs, trace.kernel)
     for tensor in outputs:
         bound.check_output(tensor, options)
-    placement = place(trace) if options.capacity != "off" else None
+    placement = None
+    if options.capacity != "off":
+        try:
+            placement = place(trace)
+        except DoesNotFit as error:
+            bound.run.report(options.capacity, error)
     arrays = tuple(None if t.mem.abstract else _values(t) for t in outputs)
     bound.write_back()
     converted = iter([bound.convert(t, a) for t, a in zip(outputs, arrays, strict=True)])
@@ -156,7 +167,8 @@ def _environment_lnc() -> int:
 
 
 def _is_torch(value: Any) -> bool:
-    return type(value).__module__.partition(".")[0] == "torch" and hasattr(value, "detach")
+    torch = sys.modules.get("torch")  # whoever passes a tensor has imported it
+    return torch is not None and isinstance(value, torch.Tensor)
 
 
 def _from_torch(value: Any, name: str) -> Array:
@@ -183,6 +195,11 @@ def _to_torch(array: Array) -> Any:
     names = {"bfloat16": torch.bfloat16, "float8_e4m3fn": torch.float8_e4m3fn}
     names["float8_e5m2"] = torch.float8_e5m2
     special = names.get(array.dtype.name)
+    if array.dtype == ml_dtypes.float8_e4m3:
+        raise DtypeError(
+            "kernel result of dtype float8_e4m3: torch has no such type (its float8_e4m3fn has no "
+            "infinities); return float8_e5m2, bfloat16 or the bits as uint8, or pass NumPy arrays"
+        )
     if special is None:
         return torch.from_numpy(array)
     bits = np.int16 if array.dtype.itemsize == 2 else np.uint8
@@ -196,15 +213,16 @@ class _Arguments:
         self.function = function
         self.kernel = kernel
         self.torch = False
+        self.run: Run
         self.bound: list[tuple[NkiTensor, Any, Array | None]] = []
 
     def bind(
         self, run: Run, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the arguments with arrays replaced by HBM tensors."""
-        names = (
-            list(self.function.__code__.co_varnames) if hasattr(self.function, "__code__") else []
-        )
+        self.run = run
+        code = getattr(self.function, "__code__", None)
+        names = [] if code is None else list(code.co_varnames[: code.co_argcount])
         names += [f"argument {i}" for i in range(len(names), len(args))]
         new_args = tuple(self._bind(run, n, a) for n, a in zip(names, args, strict=False))
         new_kwargs = {n: self._bind(run, n, a) for n, a in kwargs.items()}
@@ -212,10 +230,10 @@ class _Arguments:
         return new_args, new_kwargs
 
     def _bind(self, run: Run, name: str, value: Any) -> Any:
-        if isinstance(value, tuple):
+        if isinstance(value, (tuple, list)):
             bound = [self._bind(run, f"{name}[{i}]", v) for i, v in enumerate(value)]
             same = all(new is old for new, old in zip(bound, value, strict=True))
-            return value if same else tuple(bound)
+            return value if same else _like(value, bound)
         if isinstance(value, (np.ndarray, Abstract)) or _is_torch(value):
             return self._tensor(run, name, value)
         return value
@@ -231,9 +249,10 @@ class _Arguments:
                 array = value
         shape = value.shape if array is None else array.shape
         dtype = value.dtype if array is None else array.dtype
-        if len(shape) == 0 or math.prod(shape) == 0:
+        if not 1 <= len(shape) <= MAX_DIMS or min(shape) < 1:
             raise ShapeError(
-                f"{what}: shape {list(shape)}; a kernel argument has 1 to 5 dimensions of size >= 1"
+                f"{what}: shape {list(shape)}; a kernel argument has 1 to {MAX_DIMS} dimensions of "
+                "size >= 1: reshape it, or leave the call out where there is nothing to do"
             )
         try:
             kind = as_dtype(dtype)
@@ -247,7 +266,7 @@ class _Arguments:
             mem.abstract = True
         elif mem.wide:
             mem.materialise()
-            mem.array(tensor.region, np.float32)[...] = array
+            mem.array(tensor.region, kind.host)[...] = array
         else:
             mem.data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
             mem.borrowed = True
@@ -255,7 +274,8 @@ class _Arguments:
         return tensor
 
     def _annotations(self, given: dict[str, Any]) -> None:
-        for name, note in getattr(self.function, "__annotations__", {}).items():
+        for name, stated in getattr(self.function, "__annotations__", {}).items():
+            note = _evaluated(stated, self.function)
             expected = getattr(note, "shape", None)
             tensor = given.get(name)
             if not isinstance(tensor, NkiTensor) or type(note).__name__ != "TensorAnnotation":
@@ -285,11 +305,12 @@ class _Arguments:
         if options.outputs != "off" and not tensor.mem.is_written(tensor.region):
             mask = tensor.mem.written_mask(tensor.region)
             first = [int(i) for i in np.argwhere(~mask)[0]]
-            raise UninitializedRead(
+            error = UninitializedRead(
                 f"kernel {self.kernel!r}: output {tensor!r} allocated at {where(tile.site)} has "
                 f"{int(mask.size - mask.sum())} of {mask.size} elements that no instruction wrote "
                 f"(first at {first}); write them, or return only what was written"
             )
+            self.run.report(options.outputs, error)
 
     def write_back(self) -> None:
         """Copy what the kernel changed into the caller's arrays, all or nothing."""
@@ -318,6 +339,16 @@ class _Arguments:
         return _to_torch(array) if self.torch else array
 
 
+def _evaluated(note: Any, function: Callable[..., Any]) -> Any:
+    """Return an annotation; ``from __future__ import annotations`` leaves it a string."""
+    if not isinstance(note, str) or "tensor" not in note:
+        return note
+    try:
+        return eval(note, getattr(function, "__globals__", {}))
+    except (NameError, AttributeError, TypeError, SyntaxError):
+        return None  # an annotation for type checkers only
+
+
 def _values(tensor: NkiTensor) -> Array:
     values: Array = tensor.mem.array(tensor.region, tensor.dtype.host)
     return values.astype(tensor.dtype.host, copy=True)
@@ -340,8 +371,13 @@ def _rebuild(returned: Any, converted: Any) -> Any:
     if isinstance(returned, NkiTensor):
         return next(converted)
     if isinstance(returned, (tuple, list)):
-        return type(returned)(_rebuild(item, converted) for item in returned)
+        return _like(returned, [_rebuild(item, converted) for item in returned])
     return returned
+
+
+def _like(sequence: Any, items: list[Any]) -> Any:
+    """Return `items` as the type of `sequence`: list, tuple or named tuple."""
+    return getattr(type(sequence), "_make", type(sequence))(items)
 
 
 class Kernel:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import nki
 import nki.isa as nisa
 import nki.language as nl
 import numpy as np
@@ -73,3 +74,11 @@ def stored(tile: Any) -> Any:
 def counted(*shape: int, dtype: Any = np.float32) -> Any:
     """0, 1, 2, ... in row-major order."""
     return np.arange(np.prod(shape)).reshape(shape).astype(dtype)
+
+
+@nki.jit
+def double(x: Any) -> Any:
+    """Return 2 x."""
+    tile = loaded(x)
+    nisa.tensor_scalar(tile, tile, nl.multiply, 2.0)
+    return stored(tile)
