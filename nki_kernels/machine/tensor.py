@@ -24,7 +24,8 @@ from nki_kernels.machine.errors import (
     ShapeError,
 )
 from nki_kernels.machine.layout import Dynamic, is_int
-from nki_kernels.machine.memory import Memory, Region, poisoned
+from nki_kernels.machine.memory import Memory, poisoned
+from nki_kernels.machine.products import Region
 from nki_kernels.machine.trace import Access
 from nki_kernels.machine.views import Views
 
