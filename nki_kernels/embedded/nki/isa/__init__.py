@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from nki.isa import constants
-from nki.isa.activation import activation
+from nki.isa.activation import activation, activation_reduce
 from nki.isa.dma import dma_copy, dma_transpose
-from nki.isa.elementwise import memset, tensor_copy, tensor_scalar, tensor_tensor
+from nki.isa.elementwise import (
+    memset,
+    reciprocal,
+    scalar_tensor_tensor,
+    tensor_copy,
+    tensor_scalar,
+    tensor_tensor,
+)
 from nki.isa.enums import (
     dge_mode,
     dma_engine,
@@ -20,9 +27,19 @@ from nki.isa.enums import (
     unknown_engine,
     vector_engine,
 )
+from nki.isa.gather import nc_stream_shuffle
 from nki.isa.matmul import nc_matmul, nc_transpose
+from nki.isa.reduction import (
+    bn_aggr,
+    bn_stats,
+    select_reduce,
+    tensor_reduce,
+    tensor_scalar_reduce,
+    tensor_tensor_scan,
+)
 from nki.isa.register import register_alloc, register_load, register_move, register_store
-from nki.isa.select import iota
+from nki.isa.search import max8, nc_find_index8, nc_match_replace8
+from nki.isa.select import affine_select, iota, range_select, tensor_copy_predicated
 
 from nki_kernels.machine.core import VirtualRegister, current
 from nki_kernels.machine.errors import RuleViolation as NkiValidationError
@@ -45,6 +62,10 @@ __all__ = [
     "NkiValidationError",
     "VirtualRegister",
     "activation",
+    "activation_reduce",
+    "affine_select",
+    "bn_aggr",
+    "bn_stats",
     "constants",
     "dge_mode",
     "dma_copy",
@@ -56,21 +77,33 @@ __all__ = [
     "gpsimd_engine",
     "iota",
     "matmul_perf_mode",
+    "max8",
     "memset",
+    "nc_find_index8",
+    "nc_match_replace8",
     "nc_matmul",
+    "nc_stream_shuffle",
     "nc_transpose",
     "nc_version",
     "oob_mode",
+    "range_select",
+    "reciprocal",
     "reduce_cmd",
     "register_alloc",
     "register_load",
     "register_move",
     "register_store",
     "scalar_engine",
+    "scalar_tensor_tensor",
+    "select_reduce",
     "tensor_copy",
+    "tensor_copy_predicated",
     "tensor_engine",
+    "tensor_reduce",
     "tensor_scalar",
+    "tensor_scalar_reduce",
     "tensor_tensor",
+    "tensor_tensor_scan",
     "unknown_engine",
     "vector_engine",
 ]

@@ -1,21 +1,23 @@
-"""Scalar engine: activation."""
+"""Scalar engine: activation, activation_reduce."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from nki.isa.alu import fold, is_number, per_partition
 from nki.isa.enums import reduce_cmd as reduce_commands
 
 from nki_kernels.hardware.spec import Engine
 from nki_kernels.machine import dtypes, work
-from nki_kernels.machine.core import float_values
+from nki_kernels.machine.core import Run, float_values
 from nki_kernels.machine.dtypes import Array
 from nki_kernels.machine.instruction import Context, instruction
-from nki_kernels.machine.operators import operator
+from nki_kernels.machine.operators import OPS, operator
 from nki_kernels.machine.rules import COMPUTE, BufferIs, Operands, PerPartition, Rule, SameExtent
 from nki_kernels.machine.tensor import NkiTensor
+from nki_kernels.machine.trace import StreamWork
 
 _ON_CHIP = ("sbuf", "psum")
 _COMMANDS = ("idle", "reset", "reduce", "reset_reduce")
@@ -36,13 +38,13 @@ class _ActivationOperands(Rule):
         if isinstance(scale, NkiTensor):
             if scale.dtype != dtypes.float32:
                 return f"scale is {scale.dtype}; a vector scale must be float32"
-        elif not _is_number(scale):
+        elif not is_number(scale):
             return f"scale={scale!r}; it must be a number or a float32 [P, 1] tile"
         if isinstance(bias, NkiTensor):
             if bias.dtype == dtypes.tfloat32 or not bias.dtype.is_float:
                 return f"bias is {bias.dtype}; it must be a float type other than tfloat32"
         elif bias is not None:
-            if not _is_number(bias):
+            if not is_number(bias):
                 return f"bias={bias!r}; it must be None, a number or a [P, 1] tile"
             if ops.spec.generation == 2:
                 return f"bias={bias!r} is a number; on {ops.spec.name} it must be a [P, 1] tile"
@@ -51,15 +53,19 @@ class _ActivationOperands(Rule):
         return self._reduction(ops)
 
     def _reduction(self, ops: Operands) -> str | None:
-        command = getattr(ops["reduce_cmd"], "name", None)
+        # activation_reduce has no such operand: it is always reset_reduce.
+        asked = ops.values.get("reduce_cmd", reduce_commands.reset_reduce)
+        command = getattr(asked, "name", None)
         if command not in _COMMANDS:
-            return f"reduce_cmd={ops['reduce_cmd']!r}; allowed are {', '.join(_COMMANDS)}"
+            return f"reduce_cmd={asked!r}; allowed are {', '.join(_COMMANDS)}"
         reduce_op = ops["reduce_op"]
         if reduce_op is not None and operator(reduce_op).name != "add":
             return f"reduce_op={reduce_op!r}; the Scalar engine only adds: pass nl.add"
         if command in ("reduce", "reset_reduce") and reduce_op is None:
             return f"reduce_cmd={command} without reduce_op; pass reduce_op=nl.add"
         result = ops.tensor("reduce_res")
+        if result is None and ops["reduce_res"] is not None:
+            return f"reduce_res={ops['reduce_res']!r}; it must be a [P, 1] tile or None"
         if result is not None and not result.dtype.is_float:
             return f"reduce_res is {result.dtype}; it must be a float type"
         return None
@@ -68,32 +74,31 @@ class _ActivationOperands(Rule):
         return "`op` an activation; `scale` a number or float32 [P, 1]; `reduce_op` nl.add"
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-
-
 def _hidden(ops: Operands) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The function table is always needed; the accumulator as the command says."""
-    command = getattr(ops["reduce_cmd"], "name", "idle")
+    command = getattr(ops.values.get("reduce_cmd"), "name", "reset_reduce")
     reads = ["act_table"]
     if command == "reduce" or (command == "idle" and ops.tensor("reduce_res") is not None):
         reads.append("act_accumulator")
     return tuple(reads), () if command == "idle" else ("act_accumulator",)
 
 
+_RULES: tuple[Rule, ...] = (
+    *COMPUTE,
+    BufferIs("dst", *_ON_CHIP),
+    SameExtent("dst", "data"),
+    PerPartition("bias", "data"),
+    PerPartition("scale", "data"),
+    PerPartition("reduce_res", "data"),
+    _ActivationOperands(),
+)
+
+
 @instruction(
     engines=(Engine.scalar,),
     reads=("data", "bias", "scale"),
     writes=("dst", "reduce_res"),
-    rules=(
-        *COMPUTE,
-        BufferIs("dst", *_ON_CHIP),
-        SameExtent("dst", "data"),
-        PerPartition("bias", "data"),
-        PerPartition("scale", "data"),
-        PerPartition("reduce_res", "data"),
-        _ActivationOperands(),
-    ),
+    rules=_RULES,
     cost=work.stream("activation", data=("data",), vectors=("bias", "scale"), function="op"),
     hidden=_hidden,
     source="nki.isa.activation; cost: max(64, N) cycles, +64 to read the accumulator (NKI 2.26)",
@@ -116,37 +121,79 @@ def activation(
     activated values (before rounding to dst: the documents say only "activated data"), reset_reduce
     does both. reduce_res, if given, receives the accumulator afterwards, also with idle.
     """
-    run = ctx.run
+    values = _activate(ctx.run, dst, op, data, bias, scale)
+    if reduce_cmd is not reduce_commands.idle or reduce_res is not None:
+        _reduce(ctx.run, data, values, reduce_cmd, reduce_res)
+
+
+def _reducing(ops: Operands) -> StreamWork:
+    """The cost of an activation that always accumulates."""
+    build = work.stream(
+        "activation_reduce", data=("data",), vectors=("bias", "scale"), function="op"
+    )
+    return replace(build(ops), reduces=True)
+
+
+@instruction(
+    engines=(Engine.scalar,),
+    reads=("data", "bias", "scale"),
+    writes=("dst", "reduce_res"),
+    rules=_RULES,
+    cost=_reducing,
+    hidden=_hidden,
+    source="nki.isa.activation_reduce; cost: max(64, N) + 64 cycles (NKI 2.26), trn2 laws",
+)
+def activation_reduce(
+    ctx: Context,
+    dst: NkiTensor,
+    op: Any,
+    data: NkiTensor,
+    reduce_op: Any,
+    reduce_res: NkiTensor | None,
+    bias: Any = None,
+    scale: Any = 1.0,
+    name: str | None = None,
+) -> None:
+    """dst = op(data * scale + bias); reduce_res[p] = sum_f of it: activation with reset_reduce.
+
+    With reduce_res=None the sum stays in the accumulator.
+    """
+    values = _activate(ctx.run, dst, op, data, bias, scale)
+    _reduce(ctx.run, data, values, reduce_commands.reset_reduce, reduce_res)
+
+
+def _activate(run: Run, dst: NkiTensor, op: Any, data: NkiTensor, bias: Any, scale: Any) -> Array:
+    """Write the activated values to dst and return them unrounded."""
     values = float_values(data, run, "a")
-    shape = (data.shape[0],) + (1,) * (data.ndim - 1)
     result = run.scratch("act", data.shape)
-    if isinstance(scale, NkiTensor):
-        values = np.multiply(values, float_values(scale, run, "b").reshape(shape), out=result)
-    elif scale != 1.0:
-        values = np.multiply(values, np.float32(scale), out=result)
-    if isinstance(bias, NkiTensor):
-        values = np.add(values, float_values(bias, run, "c").reshape(shape), out=result)
-    elif bias is not None:
-        values = np.add(values, np.float32(bias), out=result)
+    if isinstance(scale, NkiTensor) or scale != 1.0:
+        values = np.multiply(values, per_partition(scale, data.ndim, run, "b"), out=result)
+    if bias is not None:
+        values = np.add(values, per_partition(bias, data.ndim, run, "c"), out=result)
     function = operator(op).activation
     if function is None:
         raise TypeError(f"{op!r} has no activation form")
     values = function(values)
     target = dst.mem.array(dst.region, dst.dtype.host)
     dtypes.store(target, values if values.shape == target.shape else values.reshape(target.shape))
-    if reduce_cmd is not reduce_commands.idle or reduce_res is not None:
-        first = data.start_partition
-        lanes = run.act_accumulator[first : first + data.shape[0]]
-        _accumulate(lanes, values, reduce_cmd)
-        if reduce_res is not None:
-            sums = reduce_res.mem.array(reduce_res.region, reduce_res.dtype.host)
-            dtypes.store(sums, lanes.reshape(sums.shape))
+    return values
 
 
-def _accumulate(lanes: Array, values: Array, command: reduce_commands) -> None:
+def _reduce(
+    run: Run,
+    data: NkiTensor,
+    values: Array,
+    command: reduce_commands,
+    reduce_res: NkiTensor | None,
+) -> None:
+    """Apply the command to the accumulator and store it."""
+    first = data.start_partition
+    lanes = run.act_accumulator[first : first + data.shape[0]]
     if command in (reduce_commands.reset, reduce_commands.reset_reduce):
         lanes[...] = 0
     if command in (reduce_commands.reduce, reduce_commands.reset_reduce):
-        rows = values.reshape(values.shape[0], -1)
         # Left to right along the free axis, as recorded for tensor_reduce; assumed for this engine.
-        lanes += np.add.accumulate(rows, axis=1)[:, -1]
+        lanes += fold(OPS["add"], values.reshape(values.shape[0], -1), run)
+    if reduce_res is not None:
+        sums = reduce_res.mem.array(reduce_res.region, reduce_res.dtype.host)
+        dtypes.store(sums, lanes.reshape(sums.shape))

@@ -1,4 +1,4 @@
-"""Elementwise instructions: tensor_copy, memset, tensor_tensor, tensor_scalar."""
+"""Elementwise: tensor_copy, memset, tensor_tensor, tensor_scalar and their relatives."""
 
 from __future__ import annotations
 
@@ -6,14 +6,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from nki.isa.alu import compute, kernel_of, ops_problem, pair
+from nki.isa.alu import (
+    NumberOrVector,
+    VectorArithmetic,
+    compute,
+    kernel_of,
+    ops_problem,
+    pair,
+)
 
 from nki_kernels.hardware.spec import Engine
 from nki_kernels.machine import dtypes, work
 from nki_kernels.machine.core import float_values
 from nki_kernels.machine.dtypes import Array
 from nki_kernels.machine.instruction import Context, instruction
-from nki_kernels.machine.operators import Op, operator
+from nki_kernels.machine.operators import OPS, Op, operator
 from nki_kernels.machine.rules import (
     COMPUTE,
     BufferIs,
@@ -344,4 +351,66 @@ def _bits(op: Op, values: Array, operand: Any, reverse: bool) -> Array:
     return alu(other, values) if reverse else alu(values, other)
 
 
-__all__ = ["memset", "tensor_copy", "tensor_scalar", "tensor_tensor"]
+@instruction(
+    engines=(Engine.vector,),
+    reads=("data", "operand0", "operand1"),
+    writes=("dst",),
+    rules=(
+        *COMPUTE,
+        BufferIs("dst", *_ON_CHIP),
+        SameExtent("dst", "data", "operand1"),
+        NotAllIn("psum", "data", "operand1"),
+        PerPartition("operand0", "data"),
+        VectorArithmetic("op0", "op1", pairs=("op1",)),
+        NumberOrVector("operand0", op="op0"),
+    ),
+    cost=work.stream(
+        "scalar_tensor_tensor", data=("data", "operand1"), vectors=("operand0",), function="op0"
+    ),
+    source="nki.isa.scalar_tensor_tensor; cost: N + 102 cycles (AWS profile; documented N or 2N)",
+)
+def scalar_tensor_tensor(
+    ctx: Context,
+    dst: NkiTensor,
+    data: NkiTensor,
+    op0: Any,
+    operand0: Any,
+    op1: Any,
+    operand1: NkiTensor,
+    reverse0: bool = False,
+    reverse1: bool = False,
+    name: str | None = None,
+) -> None:
+    """dst[p, f] = op1(op0(data[p, f], operand0[p]), operand1[p, f]) in float32.
+
+    reverse0 and reverse1 swap a pair. Arithmetic operators only; the result of op0 is rounded to
+    float32 and to nothing narrower.
+    """
+    run, first, second = ctx.run, operator(op0), operator(op1)
+    target = dst.mem.array(dst.region, dst.dtype.host)
+    values = float_values(data, run, "a").reshape(target.shape)
+    middle = kernel_of(first)(
+        *pair(first, values, operand0, reverse0, run, "b"), out=run.scratch("middle", target.shape)
+    )
+    other = float_values(operand1, run, "c").reshape(target.shape)
+    compute(run, second, target, *((other, middle) if reverse1 else (middle, other)))
+
+
+@instruction(
+    engines=(Engine.vector,),
+    reads=("data",),
+    writes=("dst",),
+    rules=(*COMPUTE, BufferIs("dst", *_ON_CHIP), SameExtent("dst", "data")),
+    cost=work.stream("reciprocal", data=("data",)),
+    source="nki.isa.reciprocal; cost: trn2 laws, 6 N cycles (documented 8 N, NKI 2.26)",
+)
+def reciprocal(
+    ctx: Context,
+    dst: NkiTensor,
+    data: NkiTensor,
+    name: str | None = None,
+) -> None:
+    """dst[p, f] = 1 / data[p, f] in float32; 1 / 0 is inf with the sign of the zero."""
+    target = dst.mem.array(dst.region, dst.dtype.host)
+    values = float_values(data, ctx.run, "a").reshape(target.shape)
+    compute(ctx.run, OPS["reciprocal"], target, values)
