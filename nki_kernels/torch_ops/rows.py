@@ -53,7 +53,7 @@ def _matmul(inputs: Tensors, options: Options) -> Tensors:
     # Mixed dtypes go to torch.mm as they are: it refuses them, as the kernel does.
     if out == a.dtype or a.dtype != b.dtype:
         return (torch.mm(a, b),)
-    wide = torch.promote_types(torch.promote_types(a.dtype, out), torch.float32)
+    wide = torch.promote_types(a.dtype, out)
     return (torch.mm(a.to(wide), b.to(wide)).to(out),)
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nki_kernels import ops
-from nki_kernels.torch_ops import counters, matmul, reset_counters
+from nki_kernels.torch_ops import counters, matmul, reset_counters, simulator
 from tests.strategies.matrices import extents, seeds, small_integers
 from tests.torch_ops.support import DTYPES, SHAPE, TOY, array, compare, operands, same_bits, tensor
 
@@ -40,10 +40,11 @@ def test_plain_torch_is_the_default_on_a_cpu(dtype):
 @pytest.mark.parametrize("out_dtype", DTYPES)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_result_is_rounded_once_to_the_output_dtype(dtype, out_dtype, backend):
-    # Sums of products of integers up to 8 are exact in float32, not in the 2-byte types.
+    # The sums are exact in float32 and not in the 2-byte types; float32 holds 257, bfloat16 not.
     a, b = operands(
-        DTYPES[dtype], seed=3, make=lambda *where: small_integers(*where, most=8)
+        DTYPES[dtype], seed=3, make=lambda *where: small_integers(*where, most=3)
     )  # fmt: skip
+    a = a * 257
     got = matmul(a, b, out_dtype=DTYPES[out_dtype], backend=backend)
     assert same_bits(got, (a.double() @ b.double()).to(DTYPES[out_dtype]))
 
@@ -127,6 +128,25 @@ def test_strided_inputs_are_copied_for_the_kernel_and_counted(dtype, layout):
     assert same_bits(matmul(strided, layout(b), backend="simulator"), want)
     assert counters()["matmul", "copy"] == 3
     assert same_bits(strided, a)
+
+
+def test_the_kernel_backend_is_given_dense_tensors(monkeypatch):
+    a, b = operands(torch.float32)
+    given = []
+
+    def run(row, inputs, options):
+        given.extend(inputs)
+        return (torch.mm(*inputs),)
+
+    monkeypatch.setattr(simulator, "run", run)
+    matmul(_transposed(a), _offset(b), backend="simulator")
+    assert all(x.is_contiguous() for x in given)
+    assert same_bits(given[0], a)
+    assert same_bits(given[1], b)
+    # What is dense already is handed over as it is.
+    given.clear()
+    matmul(a, b, backend="simulator")
+    assert [x.data_ptr() for x in given] == [a.data_ptr(), b.data_ptr()]
 
 
 def test_plain_torch_takes_strides_as_they_are():
