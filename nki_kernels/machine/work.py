@@ -15,6 +15,9 @@ from nki_kernels.machine.trace import ControlWork, DmaWork, Memory, PeWork, Stre
 #: The largest run one DMA descriptor moves (NKI DMA bandwidth guide: packets of up to 64 KiB).
 MAX_DESCRIPTOR_BYTES = 64 * 1024
 
+#: Commands of an accumulator that take the elements in.
+_REDUCING = ("reduce", "reset_reduce", "load_reduce")
+
 
 def inner_step(view: NkiTensor) -> int:
     """Return the byte step between neighbouring elements of a partition (0 for a broadcast)."""
@@ -68,7 +71,7 @@ def stream(
 
 def _is_set(ops: Operands, name: str) -> bool:
     command = ops.values.get(name)
-    return command is not None and getattr(command, "name", "idle") in ("reduce", "reset_reduce")
+    return command is not None and getattr(command, "name", "") in _REDUCING
 
 
 def matmul(ops: Operands) -> PeWork:
