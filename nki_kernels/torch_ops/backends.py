@@ -21,7 +21,7 @@ from typing import Any, Protocol, cast
 
 import torch
 
-from nki_kernels.torch_ops.rows import ROWS, Options, Row, Tensors
+from nki_kernels.torch_ops.rows import ROWS, Inputs, Options, Row, Tensors, is_optional
 from nki_kernels.torch_ops.target import current_target
 
 SIMULATOR_ENV = "NKI_SIMULATOR"
@@ -35,10 +35,10 @@ class Backend(Protocol):
     #: True if it runs the NKI kernel, which takes dense tensors within the operator's limits.
     IS_KERNEL: bool
 
-    def reasons(self, row: Row, inputs: Tensors, options: Options) -> list[str]:
+    def reasons(self, row: Row, inputs: Inputs, options: Options) -> list[str]:
         """Return why it cannot run here."""
 
-    def run(self, row: Row, inputs: Tensors, options: Options) -> Tensors:
+    def run(self, row: Row, inputs: Inputs, options: Options) -> Tensors:
         """Run it."""
 
 
@@ -119,20 +119,21 @@ def use(backend: str) -> Iterator[None]:
         _used.reset(token)
 
 
-def choose(inputs: Tensors, backend: str | None) -> Choice:
+def choose(row: Row, inputs: Inputs, backend: str | None) -> Choice:
     """Return the backend of a call: the one asked for, or the default of the first tensor."""
     asked = requested(backend)
     if asked is not None:
         return asked
-    device = inputs[0].device.type
+    first = row.present(inputs)[0][1]
+    device = first.device.type
     if device != NEURON_DEVICE:
         return Choice("torch", f"the default for tensors on {device}")
-    if inputs[0].dtype == torch.float64:
+    if first.dtype == torch.float64:
         return Choice("torch", "float64, which no NeuronCore computes")
     return Choice("neuron", f"the default for tensors on {device}")
 
 
-def reasons(name: str, row: Row, inputs: Tensors, options: Options) -> list[str]:
+def reasons(name: str, row: Row, inputs: Inputs, options: Options) -> list[str]:
     """Return every reason why a backend cannot run a call, in words; empty when it can."""
     module = backend_module(name)
     found = module.reasons(row, inputs, options)
@@ -141,18 +142,17 @@ def reasons(name: str, row: Row, inputs: Tensors, options: Options) -> list[str]
     return found
 
 
-def is_empty(inputs: Tensors) -> bool:
+def is_empty(inputs: Inputs) -> bool:
     """Tell whether an input has no elements, so that there is nothing for a kernel to do."""
-    return any(x.numel() == 0 for x in inputs)
+    return any(x is not None and x.numel() == 0 for x in inputs)
 
 
-def strided(row: Row, inputs: Tensors) -> list[str]:
+def strided(row: Row, inputs: Inputs) -> list[str]:
     """Return the names of the inputs that must be copied before a kernel takes them."""
-    pairs = zip(row.op.inputs, inputs, strict=True)
-    return [operand.name for operand, value in pairs if not value.is_contiguous()]
+    return [name for name, value in row.present(inputs) if not value.is_contiguous()]
 
 
-def failure(row: Row, inputs: Tensors, choice: Choice, found: list[str]) -> BackendError:
+def failure(row: Row, inputs: Inputs, choice: Choice, found: list[str]) -> BackendError:
     """Return the error that lists the reasons."""
     listed = "".join(f"\n  - {reason}" for reason in found)
     noun = "reason" if len(found) == 1 else "reasons"
@@ -163,8 +163,11 @@ def failure(row: Row, inputs: Tensors, choice: Choice, found: list[str]) -> Back
     )
 
 
-def _call(row: Row, inputs: Tensors) -> str:
-    shown = ", ".join(f"{str(x.dtype).removeprefix('torch.')}{list(x.shape)}" for x in inputs)
+def _call(row: Row, inputs: Inputs) -> str:
+    shown = ", ".join(
+        "None" if x is None else f"{str(x.dtype).removeprefix('torch.')}{list(x.shape)}"
+        for x in inputs
+    )
     return f"{row.op.name}({shown})"
 
 
@@ -206,13 +209,13 @@ class Explanation:
 
 
 def explain(
-    op: Any, *inputs: torch.Tensor, backend: str | None = None, **options: Any
+    op: Any, *inputs: torch.Tensor | None, backend: str | None = None, **options: Any
 ) -> Explanation:
     """Say what the call would run and why, without running it.
 
     Args:
         op: the name of an op, or its function: ``explain(matmul, a, b)``.
-        inputs: the tensors of the call; values are not read.
+        inputs: the tensors of the call, by position or by keyword; values are not read.
         backend: as in the call.
         options: as in the call.
 
@@ -223,19 +226,30 @@ def explain(
     row = ROWS.get(name)
     if row is None:
         raise ValueError(f"explain: op is {name!r}; allowed are {', '.join(ROWS)}; choose one")
-    if len(inputs) != len(row.op.inputs):
-        wanted = ", ".join(map(str, row.op.inputs))
-        raise ValueError(
-            f"explain: {name} is given {len(inputs)} tensors; {len(row.op.inputs)} are needed: "
-            f"{wanted}; pass them all"
-        )
-    choice = choose(inputs, backend)
+    bound = _bind(row, inputs, options)
+    choice = choose(row, bound, backend)
     kernel = backend_module(choice.backend).IS_KERNEL
     return Explanation(
-        call=_call(row, inputs),
+        call=_call(row, bound),
         backend=choice.backend,
         why=choice.why,
-        reasons={b: tuple(reasons(b, row, inputs, options)) for b in BACKENDS},
-        copies=tuple(strided(row, inputs)) if kernel and not is_empty(inputs) else (),
-        empty=is_empty(inputs),
+        reasons={b: tuple(reasons(b, row, bound, options)) for b in BACKENDS},
+        copies=tuple(strided(row, bound)) if kernel and not is_empty(bound) else (),
+        empty=is_empty(bound),
     )
+
+
+def _bind(row: Row, inputs: Inputs, options: dict[str, Any]) -> Inputs:
+    """Return one input per operand, taking those given by keyword out of `options`."""
+    by_name = row.op.inputs[len(inputs) :]
+    bound = (*inputs, *(options.pop(operand.name, None) for operand in by_name))
+    lacks = [
+        operand.name
+        for operand, value in zip(row.op.inputs, bound, strict=False)
+        if value is None and not is_optional(operand)
+    ]
+    if lacks or len(bound) > len(row.op.inputs):
+        what = f"no {' and no '.join(lacks)}" if lacks else f"{len(bound)} tensors"
+        wanted = ", ".join(map(str, row.op.inputs))
+        raise ValueError(f"explain: {row.op.name} is given {what}; it takes {wanted}; pass these")
+    return bound

@@ -12,7 +12,7 @@ import re
 
 from nki_kernels import toolchain
 from nki_kernels.torch_ops.backends import NEURON_DEVICE
-from nki_kernels.torch_ops.rows import Options, Row, Tensors
+from nki_kernels.torch_ops.rows import Inputs, Options, Row, Tensors, shapes
 from nki_kernels.torch_ops.target import current_core
 
 IS_KERNEL = True
@@ -24,7 +24,7 @@ _INSTALL = (
 )
 
 
-def reasons(row: Row, inputs: Tensors, options: Options) -> list[str]:
+def reasons(row: Row, inputs: Inputs, options: Options) -> list[str]:
     """Return why no NeuronCore can be used here, in words; limits of the op not included."""
     found = _package_reasons()
     nki = toolchain.current()
@@ -33,11 +33,11 @@ def reasons(row: Row, inputs: Tensors, options: Options) -> list[str]:
             f"the nki in force is the embedded one ({nki.reason}); a device needs AWS's, "
             "which the extra 'neuron' installs too"
         )
-    for operand, value in zip(row.op.inputs, inputs, strict=True):
+    for name, value in row.present(inputs):
         if value.device.type != NEURON_DEVICE:
             found.append(
-                f"{operand.name} is on {value.device}; a device takes tensors on {NEURON_DEVICE}; "
-                f"pass {operand.name}.to('{NEURON_DEVICE}')"
+                f"{name} is on {value.device}; a device takes tensors on {NEURON_DEVICE}; "
+                f"pass {name}.to('{NEURON_DEVICE}')"
             )
     return found
 
@@ -60,11 +60,11 @@ def _package_reasons() -> list[str]:
     return []
 
 
-def run(row: Row, inputs: Tensors, options: Options) -> Tensors:
+def run(row: Row, inputs: Inputs, options: Options) -> Tensors:
     """Call the kernel on device tensors: TorchNeuron runs a `@nki.jit` kernel called with them."""
     op = row.op
-    axes = op.axes(*(x.shape for x in inputs))
-    dtype = str(inputs[0].dtype).removeprefix("torch.")
+    axes = op.axes(*shapes(inputs))
+    dtype = str(row.present(inputs)[0][1].dtype).removeprefix("torch.")
     config = op.configure(axes, dtype, current_core())
     result = op.kernel(*op.arguments(inputs, options, config))
     return result if isinstance(result, tuple) else (result,)

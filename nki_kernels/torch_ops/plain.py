@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from nki_kernels.torch_ops.rows import Options, Row, Tensors
+from nki_kernels.torch_ops.rows import Inputs, Options, Row, Tensors
 
 IS_KERNEL = False
 
 
-def reasons(row: Row, inputs: Tensors, options: Options) -> list[str]:
+def reasons(row: Row, inputs: Inputs, options: Options) -> list[str]:
     """Return what PyTorch would refuse, in its own words: the formula on shapes without values."""
     try:
-        row.plain(tuple(x.detach().to("meta") for x in inputs), options)
+        row.plain(*(x if x is None else x.detach().to("meta") for x in inputs), **options)
     except (RuntimeError, ValueError, TypeError) as error:
         return [str(error)]
     return []
 
 
-def run(row: Row, inputs: Tensors, options: Options) -> Tensors:
+def run(row: Row, inputs: Inputs, options: Options) -> Tensors:
     """Compute the formula; the outputs are new and dense, as the fake promises."""
-    return tuple(x.contiguous() for x in row.plain(inputs, options))
+    return tuple(x.contiguous() for x in row.plain(*inputs, **options))

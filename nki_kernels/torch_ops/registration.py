@@ -14,17 +14,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nki_kernels.operators.contract import Operator
 from nki_kernels.torch_ops import backends
 from nki_kernels.torch_ops.counts import COPY, EMPTY, count
-from nki_kernels.torch_ops.rows import Row, Tensors
+from nki_kernels.torch_ops.rows import Inputs, Row, Tensors, is_optional, shapes
 
 NAMESPACE = "nki_kernels"
 
 
 def schema(row: Row) -> str:
     """Return the schema: the contract's inputs by position, options and backend by keyword."""
-    inputs = ", ".join(f"Tensor {operand.name}" for operand in row.op.inputs)
+    inputs = ", ".join(
+        f"Tensor? {operand.name}=None" if is_optional(operand) else f"Tensor {operand.name}"
+        for operand in row.op.inputs
+    )
     outputs = ", ".join("Tensor" for _ in row.op.outputs)
     options = ", ".join(filter(None, (row.options, "str? backend=None")))
     return f"({inputs}, *, {options}) -> {outputs if len(row.op.outputs) == 1 else f'({outputs})'}"
@@ -35,26 +37,26 @@ def register(row: Row) -> Callable[..., Any]:
     definition = torch.library.custom_op(
         f"{NAMESPACE}::{row.op.name}", _implementation(row), mutates_args=(), schema=schema(row)
     )
-    definition.register_fake(_fake(row.op))
+    definition.register_fake(_fake(row))
     if row.backward is not None:
         _register_backward(definition, row)
     return _public(row)
 
 
 def _implementation(row: Row) -> Callable[..., Any]:
-    def implementation(*inputs: Tensor, backend: str | None = None, **options: Any) -> Any:
-        return _returned(run(row, inputs, options, backend))
+    def implementation(*inputs: Tensor | None, backend: str | None = None, **options: Any) -> Any:
+        return _returned(run(row, row.complete(inputs), options, backend))
 
     return implementation
 
 
-def run(row: Row, inputs: Tensors, options: dict[str, Any], backend: str | None) -> Tensors:
+def run(row: Row, inputs: Inputs, options: dict[str, Any], backend: str | None) -> Tensors:
     """Choose the backend, run it, and count what ran.
 
     Raises:
         BackendError: the backend asked for cannot run this call; every reason is listed.
     """
-    choice = backends.choose(inputs, backend)
+    choice = backends.choose(row, inputs, backend)
     module = backends.backend_module(choice.backend)
     if module.IS_KERNEL:  # PyTorch refuses a call in its own words
         found = backends.reasons(choice.backend, row, inputs, options)
@@ -66,7 +68,7 @@ def run(row: Row, inputs: Tensors, options: dict[str, Any], backend: str | None)
         return outputs
     copies = len(backends.strided(row, inputs)) if module.IS_KERNEL else 0
     if copies:
-        inputs = tuple(x.contiguous() for x in inputs)
+        inputs = tuple(x if x is None else x.contiguous() for x in inputs)
     outputs = module.run(row, inputs, options)
     count(row.op.name, choice.backend)
     count(row.op.name, COPY, copies)
@@ -77,12 +79,14 @@ def _returned(outputs: Tensors) -> Any:
     return outputs[0] if len(outputs) == 1 else outputs
 
 
-def _fake(op: Operator) -> Callable[..., Any]:
-    def fake(*inputs: Tensor, backend: str | None = None, **options: Any) -> Any:
+def _fake(row: Row) -> Callable[..., Any]:
+    def fake(*inputs: Tensor | None, backend: str | None = None, **options: Any) -> Any:
+        inputs = row.complete(inputs)
+        first = row.present(inputs)[0][1]
         # Explicit sizes: empty_like would inherit the strides of a transposed input.
-        dtype = options.get("out_dtype") or inputs[0].dtype
-        shapes = op.output_shapes(*(x.shape for x in inputs))
-        return _returned(tuple(inputs[0].new_empty(shape, dtype=dtype) for shape in shapes))
+        dtype = options.get("out_dtype") or first.dtype
+        outputs = row.op.output_shapes(*shapes(inputs))
+        return _returned(tuple(first.new_empty(shape, dtype=dtype) for shape in outputs))
 
     return fake
 
@@ -93,7 +97,7 @@ def _register_backward(definition: Any, row: Row) -> None:
         return
     name = row.op.name
 
-    def setup(ctx: Any, inputs: Tensors, keyword_only_inputs: dict[str, Any], output: Any) -> None:
+    def setup(ctx: Any, inputs: Inputs, keyword_only_inputs: dict[str, Any], output: Any) -> None:
         ctx.save_for_backward(*inputs)
         ctx.options = dict(keyword_only_inputs)
         ctx.backend = ctx.options.pop("backend")
@@ -106,11 +110,15 @@ def _register_backward(definition: Any, row: Row) -> None:
     def backward(ctx: Any, *grads: Tensor) -> Any:
         op = getattr(getattr(torch.ops, NAMESPACE), name)
 
-        def call(*inputs: Tensor, **options: Any) -> Tensor:
+        def call(*inputs: Tensor | None, **options: Any) -> Tensor:
             result: Tensor = op(*inputs, **options, backend=ctx.backend)
             return result
 
-        return formula(call, ctx.needs_input_grad, grads, ctx.saved_tensors, ctx.options)
+        # PyTorch leaves optional inputs off the end of `needs`, and wants as many gradients back.
+        given = len(ctx.needs_input_grad)
+        needs = (*ctx.needs_input_grad, *(False for _ in row.op.inputs[given:]))
+        inputs = row.complete(ctx.saved_tensors)
+        return formula(call, needs, grads, *inputs, **ctx.options)[:given]
 
     definition.register_autograd(backward, setup_context=setup)
 

@@ -14,17 +14,13 @@ import torch
 from torch import Tensor
 
 from nki_kernels.operators import OPERATORS
-from nki_kernels.operators.contract import Operator
+from nki_kernels.operators.contract import Operand, Operator
 
 Tensors: TypeAlias = tuple[Tensor, ...]
+#: The inputs of a call, one per operand of the contract; None where an optional one is left out.
+Inputs: TypeAlias = tuple[Tensor | None, ...]
 Options: TypeAlias = Mapping[str, Any]
 Grads: TypeAlias = tuple[Tensor | None, ...]
-
-#: (call, needs, grads, inputs, options) -> one gradient per input, None where `needs` is False.
-#: `call` is the op itself, on the backend of the forward pass.
-Backward: TypeAlias = Callable[
-    [Callable[..., Tensor], tuple[bool, ...], Tensors, Tensors, Options], Grads
-]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,21 +31,41 @@ class Row:
         op: the operator.
         options: the keyword-only options, in the language of `torch.library` schemas.
         notes: what a user must know of the options, for the docstring; one line each.
-        plain: the formula in PyTorch, from inputs and options; also runs for zero-size inputs.
+        plain: the formula in PyTorch: (*inputs, **options) -> outputs; also for zero-size inputs.
         backward: the gradient in closed form, made of ops that can be traced (ours or PyTorch's);
-            None if the op has no gradient. It sees the inputs, so statistics are computed anew.
+            None if the op has no gradient. (call, needs, grads, *inputs, **options) -> one gradient
+            per input, None where `needs` is False. `call` is the op itself, on the backend of the
+            forward pass; `grads` has one per output. Statistics are computed anew from the inputs.
     """
 
     op: Operator
     options: str
     notes: tuple[str, ...]
-    plain: Callable[[Tensors, Options], Tensors]
-    backward: Backward | None = None
+    plain: Callable[..., Tensors]
+    backward: Callable[..., Grads] | None = None
+
+    def complete(self, inputs: Inputs) -> Inputs:
+        """Return one input per operand: PyTorch leaves optional ones off the end."""
+        return inputs + (None,) * (len(self.op.inputs) - len(inputs))
+
+    def present(self, inputs: Inputs) -> list[tuple[str, Tensor]]:
+        """Return name and tensor of every input that is there."""
+        pairs = zip(self.op.inputs, inputs, strict=True)
+        return [(operand.name, value) for operand, value in pairs if value is not None]
 
 
-def _matmul(inputs: Tensors, options: Options) -> Tensors:
-    a, b = inputs
-    out = options.get("out_dtype") or a.dtype
+def is_optional(operand: Operand) -> bool:
+    """Tell whether an operand of a contract may be None."""
+    return bool(getattr(operand, "optional", False))
+
+
+def shapes(inputs: Inputs) -> tuple[Any, ...]:
+    """Return the shape of each input, None for one left out, as the contract takes them."""
+    return tuple(None if x is None else x.shape for x in inputs)
+
+
+def _matmul(a: Tensor, b: Tensor, *, out_dtype: torch.dtype | None = None) -> Tensors:
+    out = out_dtype or a.dtype
     # Mixed dtypes go to torch.mm as they are: it refuses them, as the kernel does.
     if out == a.dtype or a.dtype != b.dtype:
         return (torch.mm(a, b),)
@@ -61,15 +77,16 @@ def _matmul_backward(
     call: Callable[..., Tensor],
     needs: tuple[bool, ...],
     grads: Tensors,
-    inputs: Tensors,
-    options: Options,
+    a: Tensor,
+    b: Tensor,
+    *,
+    out_dtype: torch.dtype | None = None,
 ) -> Grads:
     """dA = dC·Bᵀ, dB = Aᵀ·dC, by the op itself; the transposes are copied when a kernel runs.
 
     With an `out_dtype`, dC may be wider than A and B; they are widened to meet it, and the
     gradient is rounded once, to the dtype of its input.
     """
-    a, b = inputs
     wide = torch.promote_types(grads[0].dtype, a.dtype)
     dc = grads[0].to(wide)
     da = call(dc, b.t().to(wide), out_dtype=a.dtype) if needs[0] else None

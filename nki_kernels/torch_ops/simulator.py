@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from nki_kernels import toolchain
-from nki_kernels.torch_ops.rows import Options, Row, Tensors
+from nki_kernels.torch_ops.rows import Inputs, Options, Row, Tensors
 
 IS_KERNEL = True
 
 
-def reasons(row: Row, inputs: Tensors, options: Options) -> list[str]:
+def reasons(row: Row, inputs: Inputs, options: Options) -> list[str]:
     """Return why the embedded NKI cannot be used here, in words; limits of the op not included."""
     found = []
     nki = toolchain.current()
@@ -17,16 +17,16 @@ def reasons(row: Row, inputs: Tensors, options: Options) -> list[str]:
             f"the nki in force is the {nki.kind} one, version {nki.version}; the simulator runs "
             f"kernels of the embedded one; start Python with {toolchain.ENV}=embedded"
         )
-    for operand, value in zip(row.op.inputs, inputs, strict=True):
+    for name, value in row.present(inputs):
         if value.device.type != "cpu":
             found.append(
-                f"{operand.name} is on {value.device}; the simulator takes tensors on cpu; "
-                f"pass {operand.name}.cpu()"
+                f"{name} is on {value.device}; the simulator takes tensors on cpu; "
+                f"pass {name}.cpu()"
             )
     return found
 
 
-def run(row: Row, inputs: Tensors, options: Options) -> Tensors:
+def run(row: Row, inputs: Inputs, options: Options) -> Tensors:
     """Run the kernel. No value is copied on the way in; the outputs are new."""
     result = row.op.launch(inputs, options).result
     return result if isinstance(result, tuple) else (result,)

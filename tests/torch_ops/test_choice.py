@@ -75,7 +75,9 @@ def test_use_holds_for_its_own_thread():
         (lambda: use("cuda").__enter__(), "use: backend is 'cuda'; allowed are neuron, simulator"),
         (lambda: explain("bmm", *ONES), "explain: op is 'bmm'; allowed are matmul"),
         (lambda: explain(torch.bmm, *ONES), "explain: op is 'bmm'; allowed are matmul"),
-        (lambda: explain("matmul", ONES[0]), r"1 tensors; 2 are needed: a \[M, K\], b \[K, N\]"),
+        (lambda: explain("matmul", ONES[0]), r"given no b; it takes a \[M, K\], b \[K, N\]"),
+        (lambda: explain("matmul", b=ONES[1]), r"given no a; it takes a"),
+        (lambda: explain("matmul", *ONES, ONES[0]), r"given 3 tensors; it takes a"),
     ],
 )
 def test_an_unknown_name_is_refused(call, text):
