@@ -74,6 +74,23 @@ class Copy(Function):
         return result
 
 
+class Rsqrt(Function):
+    """``nl.rsqrt(x, dtype=None)`` on GpSimd, from SBUF only (NKI 0.5.0 release notes)."""
+
+    def __call__(self, x: NkiTensor, dtype: Any = None) -> NkiTensor:
+        """Return a new SBUF tile; its dtype is `dtype` or x's."""
+        result = _result(x, dtype)
+        isa.tensor_scalar(dst=result, data=x, op0=self, operand0=None, engine=isa.engine.gpsimd)
+        return result
+
+
+def negative(x: NkiTensor, dtype: Any = None) -> NkiTensor:
+    """Return -x in a new SBUF tile; its dtype is `dtype` or x's."""
+    result = _result(x, dtype)
+    isa.tensor_scalar(dst=result, data=x, op0=OPS["multiply"], operand0=-1.0)
+    return result
+
+
 def load(src: NkiTensor, dtype: Any = None) -> NkiTensor:
     """Return a new SBUF tile with the values of the HBM tensor `src`."""
     result = _result(src, dtype)
@@ -112,7 +129,7 @@ invert = Unary("invert")
 abs = Unary("abs")
 square = Unary("square")
 relu = Unary("relu")
-rsqrt = Unary("rsqrt")
+rsqrt = Rsqrt("rsqrt")
 reciprocal = Unary("reciprocal")
 exp = Unary("exp")
 log = Unary("log")
