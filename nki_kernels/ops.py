@@ -41,6 +41,7 @@ def matmul(
         ShapeError: contraction sizes that differ, a rank other than 2, a zero size, a strided
             array.
         DtypeError: a dtype that is not supported (float64, integers), or two different ones.
+        ConfigError: a `config` that cannot run on the target or with the dtype.
         ValueError: an unknown target; the message lists the known ones.
 
     Source: the kernel is `nki_kernels.kernels.matmul.kernel`.

@@ -42,5 +42,9 @@ class KernelError(NkiKernelsError):
     """A kernel that breaks a language rule: output not in HBM, result not returned, and so on."""
 
 
+class ConfigError(NkiKernelsError, ValueError):
+    """A tuning config that cannot run on the core or with the dtype it is used for."""
+
+
 class ToolchainError(NkiKernelsError, ImportError):
     """The ``nki`` package that was asked for is missing, broken or a placeholder."""

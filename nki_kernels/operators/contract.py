@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeAlias
 from nki_kernels.hardware import spec_for
 from nki_kernels.hardware.spec import CoreSpec
 from nki_kernels.machine.dtypes import as_dtype
-from nki_kernels.machine.errors import DtypeError, ShapeError
+from nki_kernels.machine.errors import ConfigError, DtypeError, ShapeError
 from nki_kernels.machine.launch import Launch, current_target, launch
 
 #: Sizes of the axes of one problem, by the letters of the contract ("M", "N", "K", ...).
@@ -58,6 +58,10 @@ def _no_limits(axes: Axes, dtype: str, spec: CoreSpec) -> tuple[str, ...]:
     return ()
 
 
+def _any_config(config: Any, dtype: str, spec: CoreSpec) -> tuple[str, ...]:
+    return ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operator:
     """One public operation: its contract, the choice of its config, and how its kernel is called.
@@ -78,6 +82,7 @@ class Operator:
         kernel: the `@nki.jit` kernel.
         arguments: positional kernel arguments from inputs, options and config.
         limits: reasons why real sizes cannot run on a core, beyond the operand rules; sentences.
+        config_problems: reasons why a config given by hand cannot run for a dtype on a core.
     """
 
     name: str
@@ -94,6 +99,7 @@ class Operator:
     kernel: Any
     arguments: Callable[[Sequence[Any], Options, Any], tuple[Any, ...]]
     limits: Callable[[Axes, str, CoreSpec], tuple[str, ...]] = _no_limits
+    config_problems: Callable[[Any, str, CoreSpec], tuple[str, ...]] = _any_config
 
     def axes(self, *shapes: Sequence[int] | None) -> dict[str, int]:
         """Return the size of each axis, read from the first input that has it.
@@ -182,12 +188,17 @@ class Operator:
 
         Raises:
             ShapeError, DtypeError: see `check`.
+            ConfigError: a config given by hand that cannot run.
         """
         target = target or current_target()
         self.check(inputs, options, target)
+        dtype, spec = as_dtype(inputs[0].dtype), spec_for(target)
         if config is None:
-            axes = self.axes(*shapes_of(inputs))
-            config = self.configure(axes, as_dtype(inputs[0].dtype), spec_for(target))
+            config = self.configure(self.axes(*shapes_of(inputs)), dtype, spec)
+        else:
+            wrong = self.config_problems(config, dtype, spec)
+            if wrong:
+                raise ConfigError(_message(self, inputs, wrong))
         arguments = self.arguments(inputs, options, config)
         return launch(self.kernel, arguments, target=target, lnc=1)
 

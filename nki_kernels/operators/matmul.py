@@ -75,9 +75,7 @@ def _wave(axes: Axes, itemsize: int, transpose: str, spec: CoreSpec) -> tuple[in
     limit_m = tiles_m
     if transpose == "pe":
         banks -= _TRANSPOSE_BANKS
-        # The transposed slice of a wave lands in one bank (gen2 widens it to float32).
-        width = 4 if spec.generation == 2 else itemsize
-        limit_m = min(tiles_m, spec.psum_bank_bytes // (spec.stationary_fmax * width))
+        limit_m = min(tiles_m, _transposed_tiles(itemsize, spec))
     shapes = [
         (m, n)
         for m in range(1, min(limit_m, banks) + 1)
@@ -92,6 +90,56 @@ def _wave(axes: Axes, itemsize: int, transpose: str, spec: CoreSpec) -> tuple[in
         math.ceil(tiles_m / math.ceil(tiles_m / m)),
         math.ceil(tiles_n / math.ceil(tiles_n / n)),
     )
+
+
+def _config_problems(config: Any, dtype: str, spec: CoreSpec) -> tuple[str, ...]:
+    if not isinstance(config, MatmulConfig):
+        return (f"config is {config!r}; a MatmulConfig is needed; pass one, or None to choose it",)
+    reasons = []
+    for name, least in (("wave_m", 1), ("wave_n", 1), ("prefetch", 1), ("tail", 0)):
+        value = getattr(config, name)
+        if type(value) is not int or value < least:
+            reasons.append(f"config.{name} is {value!r}; it must be an int of at least {least}")
+    if config.transpose not in ("dma", "pe"):
+        reasons.append(f"config.transpose is {config.transpose!r}; allowed are 'dma' and 'pe'")
+    if not reasons:
+        reasons += _hardware_problems(config, as_dtype(dtype).itemsize, spec)
+    return tuple(reasons)
+
+
+def _hardware_problems(config: MatmulConfig, itemsize: int, spec: CoreSpec) -> list[str]:
+    reasons = []
+    by_pe = config.transpose == "pe"
+    banks = spec.psum_banks - (_TRANSPOSE_BANKS if by_pe else 0)
+    if config.wave_m * config.wave_n > banks:
+        reasons.append(
+            f"config.wave_m * config.wave_n is {config.wave_m * config.wave_n}; {spec.name} has "
+            f"{banks} PSUM banks for accumulators with transpose={config.transpose!r}; make the "
+            "wave smaller"
+        )
+    if by_pe and config.wave_m > _transposed_tiles(itemsize, spec):
+        reasons.append(
+            f"config.wave_m is {config.wave_m}; a transposed slice of {itemsize}-byte elements "
+            f"must fit one PSUM bank, at most {_transposed_tiles(itemsize, spec)} row tiles on "
+            f"{spec.name}; make the wave lower"
+        )
+    if not by_pe and itemsize != 2:
+        reasons.append(
+            f"config.transpose is 'dma' for {itemsize}-byte elements; a DMA transposes matmul "
+            "operands of 2 bytes; use 'pe'"
+        )
+    if spec.generation < 3 and (config.hwdge or config.evict_scalar):
+        reasons.append(
+            f"config.hwdge and config.evict_scalar need gen3; {spec.name} is gen{spec.generation}; "
+            "set both to False"
+        )
+    return reasons
+
+
+def _transposed_tiles(itemsize: int, spec: CoreSpec) -> int:
+    """Row tiles whose transposed slice fits one PSUM bank (gen2 widens it to float32)."""
+    width = 4 if spec.generation == 2 else itemsize
+    return spec.psum_bank_bytes // (spec.stationary_fmax * width)
 
 
 def _reduced(axes: Axes, config: MatmulConfig, spec: CoreSpec) -> dict[str, int]:
@@ -127,4 +175,5 @@ MATMUL = Operator(
     reduced=_reduced,
     kernel=matmul,
     arguments=_arguments,
+    config_problems=_config_problems,
 )

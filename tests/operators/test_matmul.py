@@ -19,7 +19,7 @@ from bench.check import AFFORDABLE_FLOPS
 from nki_kernels import ops
 from nki_kernels.hardware import spec_for
 from nki_kernels.kernels.matmul.kernel import MatmulConfig
-from nki_kernels.machine.errors import NkiKernelsError
+from nki_kernels.machine.errors import ConfigError, NkiKernelsError
 from nki_kernels.machine.tensor import Abstract
 from nki_kernels.machine.trace import DmaWork, PeWork
 from nki_kernels.operators import OPERATORS
@@ -168,7 +168,7 @@ def test_the_result_is_rounded_once_to_the_output_dtype(dtype, out_dtype):
 CONFIGS = [
     MatmulConfig(wave_m, wave_n, prefetch, tail, hold_a, transpose, hwdge, evict_scalar)
     for (wave_m, wave_n), prefetch, tail, transpose in itertools.product(
-        [(1, 1), (2, 1), (1, 2)], [1, 3], [1, 2, 9], ["dma", "pe"]
+        [(1, 1), (2, 1), (1, 2)], [1, 3], [0, 1, 2, 9], ["dma", "pe"]
     )
     for hold_a, hwdge, evict_scalar in [(False, True, True), (True, False, False)]
 ]
@@ -196,6 +196,51 @@ def test_an_illegal_call_raises_before_anything_runs(name, monkeypatch):
     with pytest.raises(error) as caught:
         ops.matmul(a, b, **options, target="trn2")
     assert text in str(caught.value)
+
+
+GOOD = MatmulConfig(1, 1, 1, 1, False, "dma", False, False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "dtype", "target", "text"),
+    [
+        ({"wave_m": 0}, "bfloat16", "trn2", "config.wave_m is 0; it must be an int of at least 1"),
+        ({"tail": -1}, "bfloat16", "trn2", "config.tail is -1; it must be an int of at least 0"),
+        ({"prefetch": 1.5}, "bfloat16", "trn2", "config.prefetch is 1.5; it must be an int"),
+        ({"transpose": "act"}, "bfloat16", "trn2", "allowed are 'dma' and 'pe'"),
+        ({"wave_m": 3, "wave_n": 3}, "bfloat16", "trn2", "trn2 has 8 PSUM banks"),
+        (
+            {"wave_m": 4, "wave_n": 2, "transpose": "pe"},
+            "bfloat16",
+            "trn2",
+            "6 PSUM banks for accumulators with transpose='pe'",
+        ),
+        ({"wave_m": 5, "transpose": "pe"}, "float32", "trn2", "at most 4 row tiles on trn2"),
+        ({}, "float32", "trn2", "config.transpose is 'dma' for 4-byte elements"),
+        ({"hwdge": True}, "bfloat16", "trn1", "need gen3; trn1 is gen2"),
+    ],
+)
+def test_a_config_that_cannot_run_says_why(changes, dtype, target, text):
+    a, b = operands(2, 2, 2, dtype)
+    config = dataclasses.replace(GOOD, **changes)
+    with pytest.raises(ConfigError) as caught:
+        ops.matmul(a, b, config=config, target=target)
+    assert text in str(caught.value)
+
+
+def test_a_config_is_a_matmul_config():
+    a, b = operands(2, 2, 2, "bfloat16")
+    with pytest.raises(ConfigError, match=r"config is \(1, 2\); a MatmulConfig is needed"):
+        ops.matmul(a, b, config=(1, 2), target="trn2")
+
+
+@given(m=st.integers(1, 5000), n=st.integers(1, 5000), k=st.integers(1, 5000))
+@pytest.mark.parametrize("target", ["trn1", "trn2", "trn3", "toy"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_chosen_config_has_no_problems(dtype, target, m, n, k):
+    spec = spec_for(target)
+    config = MATMUL.configure({"M": m, "N": n, "K": k}, dtype, spec)
+    assert MATMUL.config_problems(config, dtype, spec) == ()
 
 
 def test_an_unknown_target_lists_the_known_ones():

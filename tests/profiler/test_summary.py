@@ -1,5 +1,7 @@
 """The summary of a profile: figures from the trace, names of Neuron's profiler."""
 
+from __future__ import annotations
+
 import nki
 import nki.isa as nisa
 import nki.language as nl

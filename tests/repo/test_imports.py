@@ -44,7 +44,7 @@ ROOMS = (
     Room(
         "package",
         ("nki_kernels", "nki_kernels._version", "nki_kernels.toolchain"),
-        frozenset({"package", "machine"}),
+        frozenset({"package", "machine", "profiler"}),  # the front door: Abstract, profile
         exact=True,
     ),
     Room("command", ("nki_kernels.__main__",), ALL_LIBRARY, CORE_PACKAGES, exact=True),

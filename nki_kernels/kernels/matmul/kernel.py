@@ -32,7 +32,7 @@ class MatmulConfig(nl.NKIObject):
     Attributes:
         wave_m: row tiles of a wave.
         wave_n: column tiles of a wave; wave_m * wave_n accumulators share PSUM.
-        prefetch: slices loaded ahead of the one being multiplied.
+        prefetch: slices loaded ahead of the one being multiplied, at least 1.
         tail: slices at the end of a wave that run tile by tile.
         hold_a: keep the transposed slices of A while the waves walk along N.
         transpose: "dma" (2-byte types) or "pe". The DMA figure rests on documented peaks; a
@@ -95,7 +95,7 @@ def matmul(a, b, out_dtype, config):
             for tile in accumulators:
                 _multiply(tile, slices, step["first"])
         if step["last"]:
-            started = not steps[at - len(pending) + 1]["first"]
+            started = len(pending) < len(_spans(a.shape[1], nl.tile_size.pmax))
             _finish(c, step, accumulators, pending, started, config)
     return c
 
