@@ -21,7 +21,7 @@ from typing import Any, Protocol, cast
 
 import torch
 
-from nki_kernels.torch_ops.rows import ROWS, Inputs, Options, Row, Tensors, is_optional
+from nki_kernels.torch_ops.rows import ROWS, Inputs, Options, Row, Tensors
 from nki_kernels.torch_ops.target import current_target
 
 SIMULATOR_ENV = "NKI_SIMULATOR"
@@ -246,7 +246,7 @@ def _bind(row: Row, inputs: Inputs, options: dict[str, Any]) -> Inputs:
     lacks = [
         operand.name
         for operand, value in zip(row.op.inputs, bound, strict=False)
-        if value is None and not is_optional(operand)
+        if value is None and not operand.optional
     ]
     if lacks or len(bound) > len(row.op.inputs):
         what = f"no {' and no '.join(lacks)}" if lacks else f"{len(bound)} tensors"

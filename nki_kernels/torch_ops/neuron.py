@@ -11,8 +11,9 @@ import importlib.metadata
 import re
 
 from nki_kernels import toolchain
+from nki_kernels.operators.contract import shapes_of
 from nki_kernels.torch_ops.backends import NEURON_DEVICE
-from nki_kernels.torch_ops.rows import Inputs, Options, Row, Tensors, shapes
+from nki_kernels.torch_ops.rows import Inputs, Options, Row, Tensors
 from nki_kernels.torch_ops.target import current_core
 
 IS_KERNEL = True
@@ -63,7 +64,7 @@ def _package_reasons() -> list[str]:
 def run(row: Row, inputs: Inputs, options: Options) -> Tensors:
     """Call the kernel on device tensors: TorchNeuron runs a `@nki.jit` kernel called with them."""
     op = row.op
-    axes = op.axes(*shapes(inputs))
+    axes = op.axes(*shapes_of(inputs))
     dtype = str(row.present(inputs)[0][1].dtype).removeprefix("torch.")
     config = op.configure(axes, dtype, current_core())
     result = op.kernel(*op.arguments(inputs, options, config))

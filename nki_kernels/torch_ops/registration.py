@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nki_kernels.operators.contract import shapes_of
 from nki_kernels.torch_ops import backends
 from nki_kernels.torch_ops.counts import COPY, EMPTY, count
-from nki_kernels.torch_ops.rows import Inputs, Row, Tensors, is_optional, shapes
+from nki_kernels.torch_ops.rows import Inputs, Row, Tensors
 
 NAMESPACE = "nki_kernels"
 
@@ -24,7 +25,7 @@ NAMESPACE = "nki_kernels"
 def schema(row: Row) -> str:
     """Return the schema: the contract's inputs by position, options and backend by keyword."""
     inputs = ", ".join(
-        f"Tensor? {operand.name}=None" if is_optional(operand) else f"Tensor {operand.name}"
+        f"Tensor? {operand.name}=None" if operand.optional else f"Tensor {operand.name}"
         for operand in row.op.inputs
     )
     outputs = ", ".join("Tensor" for _ in row.op.outputs)
@@ -85,7 +86,7 @@ def _fake(row: Row) -> Callable[..., Any]:
         first = row.present(inputs)[0][1]
         # Explicit sizes: empty_like would inherit the strides of a transposed input.
         dtype = options.get("out_dtype") or first.dtype
-        outputs = row.op.output_shapes(*shapes(inputs))
+        outputs = row.op.output_shapes(*shapes_of(inputs))
         return _returned(tuple(first.new_empty(shape, dtype=dtype) for shape in outputs))
 
     return fake

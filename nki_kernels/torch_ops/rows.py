@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from nki_kernels.operators import OPERATORS
-from nki_kernels.operators.contract import Operand, Operator
+from nki_kernels.operators.contract import Operator
 
 Tensors: TypeAlias = tuple[Tensor, ...]
 #: The inputs of a call, one per operand of the contract; None where an optional one is left out.
@@ -52,16 +52,6 @@ class Row:
         """Return name and tensor of every input that is there."""
         pairs = zip(self.op.inputs, inputs, strict=True)
         return [(operand.name, value) for operand, value in pairs if value is not None]
-
-
-def is_optional(operand: Operand) -> bool:
-    """Tell whether an operand of a contract may be None."""
-    return bool(getattr(operand, "optional", False))
-
-
-def shapes(inputs: Inputs) -> tuple[Any, ...]:
-    """Return the shape of each input, None for one left out, as the contract takes them."""
-    return tuple(None if x is None else x.shape for x in inputs)
 
 
 def _matmul(a: Tensor, b: Tensor, *, out_dtype: torch.dtype | None = None) -> Tensors:

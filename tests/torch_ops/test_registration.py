@@ -57,11 +57,8 @@ def test_several_outputs_and_no_options():
     opcheck(torch.ops.nki_kernels.probe_two.default, (torch.ones(2, 3), torch.ones(3, 4)))
 
 
-@dataclasses.dataclass(frozen=True)
-class Optional(Operand):
-    """An operand that may be left out."""
-
-    optional: bool = True
+def _optional(name):
+    return Operand(name, ("N",), optional=True)
 
 
 def _affine(a, b, scale=None, shift=None, *, eps=1.0):
@@ -79,7 +76,7 @@ def _affine_backward(call, needs, grads, a, b, scale=None, shift=None, *, eps=1.
 
 AFFINE = row(
     "probe_affine",
-    inputs=(*MATMUL.op.inputs, Optional("scale", ("N",)), Optional("shift", ("N",))),
+    inputs=(*MATMUL.op.inputs, _optional("scale"), _optional("shift")),
     options="float eps=1.0",
     plain=_affine,
     backward=_affine_backward,
@@ -101,6 +98,7 @@ def test_optional_inputs_are_optional_tensors_of_the_schema():
 def test_optional_inputs_may_be_left_out(affine):
     a, b = torch.ones(2, 3), torch.ones(3, 4)
     scale, shift = torch.full((4,), 2.0), torch.full((4,), 5.0)
+    assert affine(a.to("meta"), b.to("meta"), shift=shift.to("meta")).shape == (2, 4)
     assert affine(a, b).tolist() == [[4.0] * 4] * 2
     assert affine(a, b, scale, eps=0.0).tolist() == [[6.0] * 4] * 2
     assert affine(a, b, shift=shift).tolist() == [[9.0] * 4] * 2
