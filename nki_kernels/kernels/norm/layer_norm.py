@@ -1,0 +1,217 @@
+"""Layer normalization over the last axis."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import nki
+import nki.isa as nisa
+import nki.language as nl
+
+from nki_kernels.kernels.norm.rows import (
+    accumulate_rows,
+    broadcast_rows,
+    constant_column,
+    row_spans,
+    spans,
+    take_rows,
+)
+
+#: Tiles of partial statistics in use at once: those being filled and those being merged.
+_TURNS = 2
+
+
+@dataclass(frozen=True)
+class LayerNormConfig(nl.NKIObject):
+    """Tuning of layer_norm: which engine takes which columns. No field changes the mathematics.
+
+    Attributes:
+        vector_stats: leading columns whose statistics Vector computes (bn_stats); the rest go to
+            Scalar in two passes, the second centred on the mean of the first.
+        pool_shift: leading columns scaled on Scalar and shifted by the bias on GpSimd instead of
+            both on Vector. Rests on GpSimd's assumed rate: 0 keeps it out.
+        pool_scale: columns after those whose scaling GpSimd does as well.
+        chunk: columns per instruction and store.
+        piece: columns per load, and per instruction and store of the last row tile, whose work
+            nothing follows that could hide it.
+        ahead: row tiles loaded before they are needed.
+        lag: row tiles between the statistics and the rest, 0 or 1. With 1 each engine always has
+            the other's finished tile to work on; it holds one more row tile in SBUF.
+        hwdge: load through the hardware descriptor engine (gen3 and later).
+    """
+
+    vector_stats: int
+    pool_shift: int
+    pool_scale: int
+    chunk: int
+    piece: int
+    ahead: int
+    lag: int
+    hwdge: bool
+
+
+@nki.jit
+def layer_norm(x, weight, bias, eps, out_dtype, config):
+    """y[n, h] = (x[n, h] - mean[n]) / sqrt(var[n] + eps) * weight[h] + bias[h], rounded once.
+
+    mean and var are those of the row: mean_h(x[n, :]), mean_h((x[n, :] - mean[n])^2).
+
+    Dimensions:
+        N: rows, any. H: row length, bounded by SBUF (the operator's limit).
+
+    Args:
+        x: [N, H] HBM, bfloat16 | float16 | float32.
+        weight: [H] HBM, dtype of x, or None.
+        bias: likewise.
+        eps: added to the variance.
+        out_dtype: dtype of the result.
+        config: LayerNormConfig.
+
+    Returns:
+        [N, H] HBM, out_dtype. Statistics are float32 and centred: no difference of large squares.
+    Data flow: HBM -> SBUF [P, H] -> Scalar and Vector (statistics) -> Vector ((x - mean) * weight)
+        -> Vector, or Scalar and GpSimd (* rstd + bias) -> HBM.
+    Limits: Vector, Scalar and GpSimd together. A pass over a [128, 4096] tile takes Vector 4.4 us
+        in float32 and Scalar 3.5, DMA needs 5.7 us for all of it, and there are two passes of
+        statistics (one for bn_stats) and two of scaling. The config shares them out.
+    """
+    rows, size = x.shape
+    y = nl.ndarray((rows, size), dtype=out_dtype, buffer=nl.shared_hbm)
+    row_tiles = row_spans(rows)
+    epsilon = constant_column(eps)
+    tiles = []
+    scale = None
+    shift = None
+    waiting = []
+    stats = []
+    for index in range(len(row_tiles)):
+        start, stop = row_tiles[index]
+        tile = take_rows(x, tiles, row_tiles, index, config)
+        if index == 0:
+            # After the first rows: their statistics need neither.
+            scale = broadcast_rows(weight, stop - start, config)
+            shift = broadcast_rows(bias, stop - start, config)
+        # Nothing precedes the first rows, so Vector is free to take all their statistics.
+        by_vector = size if index == 0 else config.vector_stats
+        if index <= _TURNS:
+            stats.append(_statistics_tile(size, by_vector))
+        # The first rows have a tile of their own, the others take turns.
+        turn = index if index <= _TURNS else 1 + (index - 1) % _TURNS
+        partial = stats[turn][0 : stop - start, :]
+        _partial_statistics(tile, partial, by_vector, config)
+        if config.lag > 0 and index > 0:
+            _write_rows(y, waiting.pop(0), scale, shift, config)
+        mean, factor = _merge(partial, epsilon)
+        waiting.append((row_tiles[index], tile, mean, factor))
+        if config.lag == 0:
+            _write_rows(y, waiting.pop(0), scale, shift, config)
+    for rows_left in waiting:
+        _write_rows(y, rows_left, scale, shift, config)
+    return y
+
+
+def _write_rows(y, rows, scale, shift, config):
+    """Normalise one row tile and store it, chunk by chunk."""
+    (start, stop), tile, mean, factor = rows
+    width = config.piece if stop == y.shape[0] else config.chunk
+    by_pool = config.pool_shift + config.pool_scale
+    # GpSimd's columns first: their path is the longest.
+    cuts = [(span, nisa.engine.gpsimd) for span in spans(config.pool_shift, by_pool, width)]
+    cuts += [(span, nisa.engine.scalar) for span in spans(0, config.pool_shift, width)]
+    cuts += [(span, nisa.engine.vector) for span in spans(by_pool, tile.shape[1], width)]
+    for (left, right), scales in cuts:
+        scale_columns = None if scale is None else scale[0 : stop - start, left:right]
+        shift_columns = None if shift is None else shift[0 : stop - start, left:right]
+        result = nl.ndarray((stop - start, right - left), dtype=y.dtype, buffer=nl.sbuf)
+        columns = tile[:, left:right]
+        _apply(result, columns, mean, factor, scale_columns, shift_columns, scales)
+        # Behind the loads, not on GpSimd's queue: a trigger there holds GpSimd's own work back.
+        mode = nisa.dge_mode.hwdge if config.hwdge else nisa.dge_mode.unknown
+        nisa.dma_copy(dst=y[start:stop, left:right], src=result, dge_mode=mode)
+
+
+def _statistics_tile(size, by_vector):
+    """Return a [P, 3 * pieces] tile for partial statistics, the count of Scalar's in place.
+
+    Its users take turns, so that the count is written once and not per row tile.
+    """
+    pieces = 2 * len(spans(0, by_vector, nl.tile_size.bn_stats_fmax))
+    width = 3 * (pieces + (1 if by_vector < size else 0))
+    stats = nl.ndarray((nl.tile_size.pmax, width), dtype=nl.float32, buffer=nl.sbuf)
+    if by_vector < size:
+        nisa.memset(dst=stats[:, width - 3 : width - 2], value=float(size - by_vector))
+    return stats
+
+
+def _partial_statistics(tile, stats, by_vector, config):
+    """Fill `stats` with (count, mean, var * count) of pieces of each row, side by side."""
+    size, width = tile.shape[1], stats.shape[1]
+    cuts = spans(0, by_vector, nl.tile_size.bn_stats_fmax)
+    for number in range(len(cuts)):
+        left, right = cuts[number]
+        nisa.bn_stats(dst=stats[:, 6 * number : 6 * number + 6], data=tile[:, left:right])
+    if by_vector == size:
+        return
+    columns = tile[:, by_vector:size]
+    mean, deviations = stats[:, width - 2 : width - 1], stats[:, width - 1 : width]
+    accumulate_rows(nl.copy, columns, config.chunk, mean, scale=1.0 / (size - by_vector))
+    # (mean - x)^2: the sign is free, and the mean is a bias as it stands.
+    accumulate_rows(nl.square, columns, config.chunk, deviations, scale=-1.0, bias=mean)
+
+
+def _merge(stats, epsilon):
+    """Return the mean and 1 / sqrt(var + eps) of each row, [rows, 1] float32 each."""
+    rows = stats.shape[0]
+    merged = nl.ndarray((rows, 2), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.bn_aggr(dst=merged, data=stats)
+    factor = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.activation(dst=factor, op=nl.rsqrt, data=merged[:, 1:2], bias=epsilon[0:rows, :])
+    return merged[:, 0:1], factor
+
+
+def _apply(result, columns, mean, factor, scale, shift, scales):
+    """result = (columns - mean) * factor * scale + shift, float32 until the one rounding.
+
+    `scales` is the engine that multiplies by `factor`; unless it is Vector, GpSimd adds `shift`.
+    """
+    if scale is None and shift is None:
+        _standardise(result, columns, mean, factor)
+        return
+    middle = nl.ndarray(columns.shape, dtype=nl.float32, buffer=nl.sbuf)
+    if scale is None:
+        _standardise(middle, columns, mean, factor)
+        nisa.tensor_tensor(dst=result, data1=middle, data2=shift, op=nl.add)
+        return
+    nisa.scalar_tensor_tensor(
+        dst=middle, data=columns, op0=nl.subtract, operand0=mean, op1=nl.multiply, operand1=scale
+    )
+    if shift is None:
+        nisa.tensor_scalar(dst=result, data=middle, op0=nl.multiply, operand0=factor)
+        return
+    if scales == nisa.engine.vector:
+        nisa.scalar_tensor_tensor(
+            dst=result, data=middle, op0=nl.multiply, operand0=factor, op1=nl.add, operand1=shift
+        )
+        return
+    scaled = nl.ndarray(columns.shape, dtype=nl.float32, buffer=nl.sbuf)
+    if scales == nisa.engine.scalar:
+        nisa.activation(dst=scaled, op=nl.copy, data=middle, scale=factor)
+    else:
+        # GpSimd has no vector operand: it reads the factor with a step of 0.
+        wide = factor.broadcast(1, columns.shape[1])
+        nisa.tensor_tensor(
+            dst=scaled, data1=middle, data2=wide, op=nl.multiply, engine=nisa.engine.gpsimd
+        )
+    nisa.tensor_tensor(dst=result, data1=scaled, data2=shift, op=nl.add, engine=nisa.engine.gpsimd)
+
+
+def _standardise(result, columns, mean, factor):
+    """result = (columns - mean) * factor."""
+    nisa.tensor_scalar(
+        dst=result,
+        data=columns,
+        op0=nl.subtract,
+        operand0=mean,
+        op1=nl.multiply,
+        operand1=factor,
+    )

@@ -1,0 +1,99 @@
+"""Root-mean-square normalization over the last axis."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import nki
+import nki.isa as nisa
+import nki.language as nl
+
+from nki_kernels.kernels.norm.rows import (
+    accumulate_rows,
+    broadcast_rows,
+    constant_column,
+    row_spans,
+    spans,
+    take_rows,
+)
+
+
+@dataclass(frozen=True)
+class RmsNormConfig(nl.NKIObject):
+    """Tuning of rms_norm. No field changes the mathematics.
+
+    Attributes:
+        chunk: columns per instruction and store.
+        piece: columns per load, and per instruction and store of the last row tile, whose work
+            nothing follows that could hide it.
+        ahead: row tiles loaded before they are needed.
+        hwdge: load through the hardware descriptor engine (gen3 and later).
+    """
+
+    chunk: int
+    piece: int
+    ahead: int
+    hwdge: bool
+
+
+@nki.jit
+def rms_norm(x, weight, eps, out_dtype, config):
+    """y[n, h] = x[n, h] / sqrt(mean_h(x[n, :]^2) + eps) * weight[h], rounded once.
+
+    Dimensions:
+        N: rows, any. H: row length, bounded by SBUF (the operator's limit).
+
+    Args:
+        x: [N, H] HBM, bfloat16 | float16 | float32.
+        weight: [H] HBM, dtype of x, or None.
+        eps: added to the mean square.
+        out_dtype: dtype of the result.
+        config: RmsNormConfig.
+
+    Returns:
+        [N, H] HBM, out_dtype. Statistics are float32.
+
+    Data flow: HBM -> SBUF [P, H] -> Scalar (square, sum, rsqrt) -> Vector (scale, weight) -> HBM.
+    Limits: DMA. Per [128, 4096] bf16 tile it takes 5.7 us, Scalar 3.9, Vector 4.4. rsqrt shares
+    Scalar's function table with square, so no table is ever reloaded.
+    """
+    rows, size = x.shape
+    y = nl.ndarray((rows, size), dtype=out_dtype, buffer=nl.shared_hbm)
+    row_tiles = row_spans(rows)
+    epsilon = constant_column(eps)
+    tiles = []
+    scale = None
+    for index in range(len(row_tiles)):
+        start, stop = row_tiles[index]
+        tile = take_rows(x, tiles, row_tiles, index, config)
+        if index == 0:
+            # After the first rows: their statistics do not need it.
+            scale = broadcast_rows(weight, stop - start, config)
+        factor = _reciprocal_rms(tile, epsilon, config)
+        width = config.piece if stop == rows else config.chunk
+        for left, right in spans(0, size, width):
+            result = nl.ndarray((stop - start, right - left), dtype=out_dtype, buffer=nl.sbuf)
+            columns = tile[:, left:right]
+            if scale is None:
+                nisa.tensor_scalar(dst=result, data=columns, op0=nl.multiply, operand0=factor)
+            else:
+                nisa.scalar_tensor_tensor(
+                    dst=result,
+                    data=columns,
+                    op0=nl.multiply,
+                    operand0=factor,
+                    op1=nl.multiply,
+                    operand1=scale[0 : stop - start, left:right],
+                )
+            nisa.dma_copy(dst=y[start:stop, left:right], src=result)
+    return y
+
+
+def _reciprocal_rms(tile, epsilon, config):
+    """Return 1 / sqrt(mean(tile^2) + eps), one float32 per row."""
+    rows, size = tile.shape
+    total = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
+    accumulate_rows(nl.square, tile, config.chunk, total)
+    factor = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.activation(dst=factor, op=nl.rsqrt, data=total, scale=1.0 / size, bias=epsilon[0:rows, :])
+    return factor

@@ -1,0 +1,88 @@
+"""Pieces shared by the normalizations: rows on partitions, parameters broadcast over them."""
+
+from __future__ import annotations
+
+import nki.isa as nisa
+import nki.language as nl
+
+
+def row_spans(rows):
+    """Return (start, stop) of each tile of rows; the last may be shorter."""
+    return spans(0, rows, nl.tile_size.pmax)
+
+
+def spans(start, stop, size):
+    """Cut start .. stop - 1 into pieces of `size`; the last may be shorter."""
+    return [(at, min(at + size, stop)) for at in range(start, stop, size)]
+
+
+def accumulate_rows(op, columns, chunk, total, scale=1.0, bias=None):
+    """total[p] = sum over h of op(columns[p, h] * scale + bias[p]), on Scalar, float32.
+
+    The accumulator of Scalar spans the chunks; only the last call reads it out. The activated
+    values themselves go to a bfloat16 scratch tile: nobody reads them.
+    """
+    cuts = spans(0, columns.shape[1], chunk)
+    for number in range(len(cuts)):
+        start, stop = cuts[number]
+        scratch = nl.ndarray((columns.shape[0], stop - start), dtype=nl.bfloat16, buffer=nl.sbuf)
+        first, last = number == 0, number == len(cuts) - 1
+        nisa.activation(
+            dst=scratch,
+            op=op,
+            data=columns[:, start:stop],
+            scale=scale,
+            bias=bias,
+            reduce_op=nl.add,
+            reduce_res=total if last else None,
+            reduce_cmd=nisa.reduce_cmd.reset_reduce if first else nisa.reduce_cmd.reduce,
+        )
+
+
+def take_rows(x, tiles, row_tiles, index, config):
+    """Return row tile `index` of x, having issued the loads of the next `ahead` as well.
+
+    `tiles` holds what is loaded so far; call in order of `index`. With a load queue of their own
+    (hardware descriptors) loads run ahead by themselves, as far as SBUF has room; behind a store
+    in one queue they must be issued before it.
+    """
+    while len(tiles) < min(index + 1 + config.ahead, len(row_tiles)):
+        start, stop = row_tiles[len(tiles)]
+        tiles.append(load_rows(x, start, stop, config))
+    tile = tiles[index]
+    tiles[index] = None
+    return tile
+
+
+def load_rows(x, start, stop, config):
+    """Return rows start .. stop - 1 of x [N, H] in SBUF, loaded piece by piece.
+
+    What reads the first piece starts while the others are on their way.
+    """
+    mode = nisa.dge_mode.hwdge if config.hwdge else nisa.dge_mode.unknown
+    tile = nl.ndarray((stop - start, x.shape[1]), dtype=x.dtype, buffer=nl.sbuf)
+    for left, right in spans(0, x.shape[1], config.piece):
+        nisa.dma_copy(dst=tile[:, left:right], src=x[start:stop, left:right], dge_mode=mode)
+    return tile
+
+
+def broadcast_rows(vector, rows, config):
+    """Return a [rows, H] tile whose every partition holds `vector` [H], or None for None.
+
+    One DMA with a step of 0 over the rows. PE could do it from one row (a contraction over K = 1),
+    but the eviction from PSUM costs Vector and Scalar more than the DMA costs the queue.
+    """
+    if vector is None:
+        return None
+    size = vector.shape[0]
+    mode = nisa.dge_mode.hwdge if config.hwdge else nisa.dge_mode.unknown
+    tile = nl.ndarray((rows, size), dtype=vector.dtype, buffer=nl.sbuf)
+    nisa.dma_copy(dst=tile, src=vector.ap(pattern=[[0, rows], [1, size]]), dge_mode=mode)
+    return tile
+
+
+def constant_column(value):
+    """Return a [P, 1] float32 tile of `value`: gen2 takes an activation bias only as a tile."""
+    tile = nl.ndarray((nl.tile_size.pmax, 1), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.memset(dst=tile, value=value)
+    return tile

@@ -1,0 +1,195 @@
+"""The operators `rms_norm` and `layer_norm`: contracts, limits and the choice of their configs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from nki_kernels.hardware.spec import CoreSpec
+from nki_kernels.kernels.norm.layer_norm import LayerNormConfig, layer_norm
+from nki_kernels.kernels.norm.rms_norm import RmsNormConfig, rms_norm
+from nki_kernels.machine.dtypes import as_dtype
+from nki_kernels.operators.contract import Axes, Operand, Operator, Options
+
+DEFAULT_EPS = {"rms_norm": 1e-6, "layer_norm": 1e-5}
+
+#: Columns per instruction. The fixed 100 ns of an instruction are 2 % of 4096 columns; beyond that
+#: a longer instruction only lengthens the tail of the last row tile.
+_CHUNK = 4096
+
+#: The shortest chunk worth its instructions: below, their fixed cost doubles the time.
+_SHORT_CHUNK = 128
+
+#: SBUF kept free for the small tiles: statistics, epsilon, alignment.
+_SLACK_BYTES = 2048
+
+#: Shares of the columns: statistics on Vector (bn_stats), scaling on Scalar with the shift on
+#: GpSimd, and both on GpSimd. Scanned in steps of 1/32 at [4096, 4096] bf16 on trn2 (model,
+#: unvalidated): with these Vector, Scalar and GpSimd are busy 241, 232 and 220 of 267 us. They rest
+#: on GpSimd's assumed two-input rate.
+_VECTOR_STATS_SHARE = 1 / 8
+_POOL_SHIFT_SHARE = 0.15
+_POOL_SCALE_SHARE = 0.40
+
+#: Rows shorter than this many bn_stats instructions leave all statistics to Vector: two Scalar
+#: passes of 0.3 us start-up each would cost more.
+_SHORT_ROW = 2
+
+
+def _bytes(axes: Axes, itemsize: int, tiles: int, chunk: int, middles: int) -> int:
+    """Bytes per partition that live at once: `tiles` whole rows, and the tiles of one chunk."""
+    # Per chunk: result, float32 intermediates, the bfloat16 scratch of the statistics.
+    return tiles * axes["H"] * itemsize + chunk * (itemsize + 4 * middles + 2) + _SLACK_BYTES
+
+
+def _fit(
+    axes: Axes, itemsize: int, vectors: int, middles: int, extra: int, spec: CoreSpec
+) -> tuple[int, int]:
+    """Return (chunk, extra row tiles): as many of `extra` row tiles as fit, then long chunks."""
+    for more in range(extra, -1, -1):
+        chunk = min(axes["H"], _CHUNK)
+        while chunk >= min(axes["H"], _SHORT_CHUNK):
+            needed = _bytes(axes, itemsize, 1 + vectors + more, chunk, middles)
+            if needed <= spec.sbuf_usable_bytes:
+                return chunk, more
+            chunk //= 2
+    return 1, 0
+
+
+def _limits(vectors: int, middles: int, axes: Axes, dtype: str, spec: CoreSpec) -> tuple[str, ...]:
+    itemsize = as_dtype(dtype).itemsize
+    chunk = min(axes["H"], _SHORT_CHUNK)
+    needed = _bytes(axes, itemsize, 1 + vectors, chunk, middles)
+    if needed <= spec.sbuf_usable_bytes:
+        return ()
+    fixed = needed - (1 + vectors) * axes["H"] * itemsize
+    most = (spec.sbuf_usable_bytes - fixed) // ((1 + vectors) * itemsize)
+    reason = (
+        f"H is {axes['H']}; a row of {dtype} and its parameters must fit one partition of SBUF, at "
+        f"most H = {most} on {spec.name}; split the row, or use a narrower dtype"
+    )
+    return (reason,)
+
+
+def _piece(chunk: int) -> int:
+    """A quarter of a chunk, but no shorter than a chunk worth its instructions."""
+    return min(chunk, max(_SHORT_CHUNK, -(-chunk // 4)))
+
+
+def _rms_limits(axes: Axes, dtype: str, spec: CoreSpec) -> tuple[str, ...]:
+    return _limits(1, 0, axes, dtype, spec)
+
+
+def _layer_limits(axes: Axes, dtype: str, spec: CoreSpec) -> tuple[str, ...]:
+    return _limits(2, 2, axes, dtype, spec)
+
+
+def _rms_configure(axes: Axes, dtype: str, spec: CoreSpec) -> RmsNormConfig:
+    chunk, ahead = _fit(axes, as_dtype(dtype).itemsize, 1, 0, 1, spec)
+    return RmsNormConfig(chunk=chunk, piece=_piece(chunk), ahead=ahead, hwdge=spec.generation >= 3)
+
+
+def _layer_configure(axes: Axes, dtype: str, spec: CoreSpec) -> LayerNormConfig:
+    chunk, more = _fit(axes, as_dtype(dtype).itemsize, 2, 2, 2, spec)
+    size, step = axes["H"], spec.bn_stats_fmax
+    if size <= _SHORT_ROW * step:
+        stats, shift, scale = size, 0, 0
+    else:
+        stats = round(size * _VECTOR_STATS_SHARE / step) * step
+        shift, scale = int(size * _POOL_SHIFT_SHARE), int(size * _POOL_SCALE_SHARE)
+    return LayerNormConfig(
+        vector_stats=stats,
+        pool_shift=shift,
+        pool_scale=scale,
+        chunk=chunk,
+        piece=_piece(chunk),
+        ahead=max(0, more - 1),
+        lag=min(1, more),
+        hwdge=spec.generation >= 3,
+    )
+
+
+def _chain(axes: Axes, spec: CoreSpec) -> int:
+    """Bound the float32 roundings a term of the statistics passes through, and those after them.
+
+    A sum over H in order makes H - 1; the product, the mean's division, the merge of partial
+    statistics (at most one per bn_stats chunk), rsqrt, and two operations with two operands each
+    add fewer than 16 more per merged chunk pair.
+    """
+    return axes["H"] + 2 * math.ceil(axes["H"] / spec.bn_stats_fmax) + 16
+
+
+def _rms_flops(axes: Axes) -> int:
+    return 4 * axes["N"] * axes["H"]
+
+
+def _layer_flops(axes: Axes) -> int:
+    return 8 * axes["N"] * axes["H"]
+
+
+def _reduced(axes: Axes, config: Any, spec: CoreSpec) -> dict[str, int]:
+    """Keep the row length, and two row tiles, the last as ragged as in full."""
+    tile = spec.partitions
+    rows = axes["N"]
+    return {"N": rows if rows <= 2 * tile else tile + (rows % tile or tile), "H": axes["H"]}
+
+
+def _eps(op: str, options: Options) -> float:
+    value = options.get("eps")
+    return DEFAULT_EPS[op] if value is None else float(value)
+
+
+def _out_dtype(inputs: Sequence[Any], options: Options) -> str:
+    return str(as_dtype(options.get("out_dtype") or inputs[0].dtype))
+
+
+def _rms_arguments(inputs: Sequence[Any], options: Options, config: Any) -> tuple[Any, ...]:
+    x, weight = inputs
+    return x, weight, _eps("rms_norm", options), _out_dtype(inputs, options), config
+
+
+def _layer_arguments(inputs: Sequence[Any], options: Options, config: Any) -> tuple[Any, ...]:
+    x, weight, bias = inputs
+    return x, weight, bias, _eps("layer_norm", options), _out_dtype(inputs, options), config
+
+
+_X = Operand("x", ("N", "H"))
+_WEIGHT = Operand("weight", ("H",), optional=True)
+_BIAS = Operand("bias", ("H",), optional=True)
+_Y = (Operand("y", ("N", "H")),)
+_DTYPES = ("bfloat16", "float16", "float32")
+
+RMS_NORM = Operator(
+    name="rms_norm",
+    summary="y[n, h] = x[n, h] / sqrt(mean_h(x[n, :]^2) + eps) * weight[h]",
+    inputs=(_X, _WEIGHT),
+    outputs=_Y,
+    axis_order=("N", "H"),
+    dtypes=_DTYPES,
+    flops=_rms_flops,
+    roundings=1,
+    chain=_chain,
+    configure=_rms_configure,
+    reduced=_reduced,
+    kernel=rms_norm,
+    arguments=_rms_arguments,
+    limits=_rms_limits,
+)
+
+LAYER_NORM = Operator(
+    name="layer_norm",
+    summary="y[n, h] = (x[n, h] - mean[n]) / sqrt(var[n] + eps) * weight[h] + bias[h]",
+    inputs=(_X, _WEIGHT, _BIAS),
+    outputs=_Y,
+    axis_order=("N", "H"),
+    dtypes=_DTYPES,
+    flops=_layer_flops,
+    roundings=1,
+    chain=_chain,
+    configure=_layer_configure,
+    reduced=_reduced,
+    kernel=layer_norm,
+    arguments=_layer_arguments,
+    limits=_layer_limits,
+)
