@@ -17,11 +17,15 @@ __all__ = [
     "Explanation",
     "counters",
     "explain",
+    "layer_norm",
     "matmul",
     "reset_counters",
+    "rms_norm",
     "use",
 ]
 
 _FUNCTIONS = {name: register(row) for name, row in ROWS.items()}
 
 matmul = _FUNCTIONS["matmul"]
+rms_norm = _FUNCTIONS["rms_norm"]
+layer_norm = _FUNCTIONS["layer_norm"]

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from nki_kernels.operators.contract import shapes_of
 from nki_kernels.torch_ops.rows import Inputs, Options, Row, Tensors
 
 IS_KERNEL = False
 
 
 def reasons(row: Row, inputs: Inputs, options: Options) -> list[str]:
-    """Return what PyTorch would refuse, in its own words: the formula on shapes without values."""
+    """Return what would be refused, in its own words: the formula on shapes without values."""
     try:
-        row.plain(*(x if x is None else x.detach().to("meta") for x in inputs), **options)
+        run(row, tuple(x if x is None else x.detach().to("meta") for x in inputs), options)
     except (RuntimeError, ValueError, TypeError) as error:
         return [str(error)]
     return []
 
 
 def run(row: Row, inputs: Inputs, options: Options) -> Tensors:
-    """Compute the formula; the outputs are new and dense, as the fake promises."""
+    """Compute the formula; the outputs are new and dense, as the fake promises.
+
+    Raises:
+        ShapeError: a wrong rank, which the formula might take but neither kernel nor fake do.
+    """
+    row.op.axes(*shapes_of(inputs))
     return tuple(x.contiguous() for x in row.plain(*inputs, **options))

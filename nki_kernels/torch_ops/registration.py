@@ -115,11 +115,10 @@ def _register_backward(definition: Any, row: Row) -> None:
             result: Tensor = op(*inputs, **options, backend=ctx.backend)
             return result
 
-        # PyTorch leaves optional inputs off the end of `needs`, and wants as many gradients back.
-        given = len(ctx.needs_input_grad)
-        needs = (*ctx.needs_input_grad, *(False for _ in row.op.inputs[given:]))
+        # PyTorch leaves optional inputs off the end here as well; what is None needs no gradient.
         inputs = row.complete(ctx.saved_tensors)
-        return formula(call, needs, grads, *inputs, **ctx.options)[:given]
+        needs = (*ctx.needs_input_grad, *(False for _ in inputs[len(ctx.needs_input_grad) :]))
+        return formula(call, needs, grads, *inputs, **ctx.options)
 
     definition.register_autograd(backward, setup_context=setup)
 

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from nki_kernels.operators import OPERATORS
 from nki_kernels.operators.contract import Operator
+from nki_kernels.operators.norm import DEFAULT_EPS
+from nki_kernels.torch_ops import norms
 
 Tensors: TypeAlias = tuple[Tensor, ...]
 #: The inputs of a call, one per operand of the contract; None where an optional one is left out.
@@ -92,5 +94,26 @@ MATMUL = Row(
     backward=_matmul_backward,
 )
 
+_NORM_NOTES = (
+    "eps: added to the mean square or the variance.",
+    "out_dtype: dtype of the result; None means that of x.",
+)
+
+RMS_NORM = Row(
+    op=OPERATORS["rms_norm"],
+    options=f"float eps={DEFAULT_EPS['rms_norm']}, ScalarType? out_dtype=None",
+    notes=_NORM_NOTES,
+    plain=norms.rms_norm,
+    backward=norms.rms_norm_backward,
+)
+
+LAYER_NORM = Row(
+    op=OPERATORS["layer_norm"],
+    options=f"float eps={DEFAULT_EPS['layer_norm']}, ScalarType? out_dtype=None",
+    notes=_NORM_NOTES,
+    plain=norms.layer_norm,
+    backward=norms.layer_norm_backward,
+)
+
 #: Every op by name.
-ROWS: dict[str, Row] = {row.op.name: row for row in (MATMUL,)}
+ROWS: dict[str, Row] = {row.op.name: row for row in (MATMUL, RMS_NORM, LAYER_NORM)}
