@@ -164,6 +164,14 @@ def per_partition(operand: Any, ndim: int, run: Run, slot: str) -> Any:
     return np.float32(operand)
 
 
+def rounded(number: float, host: Any) -> Array:
+    """Return [1], the number rounded once to a host dtype (through float32 unless it is an int)."""
+    single = np.empty(1, host)
+    wide = np.int64 if isinstance(number, (int, np.integer)) else np.float32
+    dtypes.store(single, np.full(1, number, wide))
+    return single
+
+
 _FOLDS: dict[str, np.ufunc] = {
     "add": np.add,
     "subtract": np.subtract,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from nki.isa.alu import is_number
+from nki.isa.alu import is_number, rounded
 
 from nki_kernels.hardware.spec import Engine
 from nki_kernels.machine import dtypes, work
@@ -218,9 +218,7 @@ def nc_match_replace8(
     else:
         result = np.empty(rows.shape, target.dtype)
         dtypes.store(result, rows)
-    replacement = np.empty((), target.dtype)
-    dtypes.store(replacement, np.asarray(imm, np.float32))
-    result[lines, at[lines, columns]] = replacement
+    result[lines, at[lines, columns]] = rounded(float(imm), target.dtype)
     np.copyto(target, result.reshape(target.shape))
     if dst_idx is not None:
         _store_indices(dst_idx, at, found)

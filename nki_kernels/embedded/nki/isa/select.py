@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from nki.isa.accumulator import VectorAccumulator, accumulate, hidden, store_result
-from nki.isa.alu import is_number, per_partition
+from nki.isa.alu import is_number, per_partition, rounded
 from nki.isa.enums import reduce_cmd as commands
 
 from nki_kernels.hardware.spec import Engine
@@ -223,10 +223,8 @@ def _choose(
         values = float_values(on_true, run, "a").reshape(target.shape)
         dtypes.store(target, np.where(chosen, values, np.float32(on_false)))
         return
-    rounded = np.empty((), target.dtype)
-    dtypes.store(rounded, np.asarray(on_false, np.float32))
     values = on_true.mem.array(on_true.region, on_true.dtype.host).reshape(target.shape)
-    np.copyto(target, np.where(chosen, values, rounded))
+    np.copyto(target, np.where(chosen, values, rounded(float(on_false), target.dtype)))
 
 
 @dataclass(frozen=True)
@@ -371,8 +369,6 @@ def tensor_copy_predicated(
     if isinstance(src, NkiTensor):
         values = src.mem.array(src.region, src.dtype.host).reshape(target.shape)
     else:
-        values = np.empty((), target.dtype)
-        number = np.int64 if dst.dtype.is_integer else np.float32
-        dtypes.store(values, np.asarray(src, number))
+        values = rounded(src if dst.dtype.is_integer else float(src), target.dtype)
     np.copyto(target, values, where=chosen)
     dst.mem.mark_where(dst.region, chosen)
