@@ -105,7 +105,8 @@ class VirtualRegister:
         )
 
     __bool__ = __int__ = __index__ = __float__ = __lt__ = __le__ = __gt__ = __ge__ = _refuse
-    __iter__ = _refuse
+    __eq__ = __ne__ = __iter__ = _refuse
+    __hash__ = object.__hash__
 
 
 class Run:
@@ -116,7 +117,8 @@ class Run:
         options: what is checked.
         trace: events and tiles so far (shared between the cores of an LNC2 launch).
         core: this core's number; lnc: cores in the launch; grid: True for a launch with a grid.
-        act_accumulator, vector_accumulator: one float32 per partition.
+        act_accumulator, vector_accumulator: one float32 per partition; NaN until reset.
+        valueless: hidden state (by its name in events) that holds something without values.
     """
 
     def __init__(
@@ -129,8 +131,9 @@ class Run:
         self.lnc = trace.lnc
         self.loop: LoopPath = ()
         self.loops = 0
-        self.act_accumulator = np.zeros(spec.partitions, np.float32)
+        self.act_accumulator = np.full(spec.partitions, np.nan, np.float32)
         self.vector_accumulator = np.full(spec.partitions, np.nan, np.float32)
+        self.valueless: set[str] = set()
         self.registers = 0
         self.gridded = False
         self.shared: dict[int, NkiTensor] = {}
@@ -229,6 +232,8 @@ class Run:
                 "size >= 1"
             )
         on_chip = buffer is MemoryRegion.sbuf or buffer is MemoryRegion.psum
+        if on_chip and extents == (1,):
+            return (1, 1)  # the documents write registers' (1, 1) tiles this way as well
         if on_chip and len(extents) < 2:
             raise ShapeError(
                 f"nl.ndarray: shape {list(extents)} in {buffer.value}; a tile has a partition and "
@@ -311,7 +316,10 @@ class Run:
 
     def issue(self, ins: Instruction, key: Any, args: tuple[Any, ...]) -> Event:
         """Check, execute and record one instruction call (called by the generated entry points)."""
-        plan = self._plans.get(key)
+        try:
+            plan = self._plans.get(key)
+        except TypeError:
+            raise ins.unusable(self, args) from None
         if plan is None:
             plan = self._plans[key] = ins.plan(self, args)
         extra: tuple[Access, ...] = ()
@@ -330,6 +338,8 @@ class Run:
                 concrete = False
         state = None if plan.state is None else plan.state(self, args)
         accumulates = state is not None and state is not False
+        if plan.hidden_reads and not self.valueless.isdisjoint(plan.hidden_reads):
+            concrete = False
         self._execute(plan, args, state, accumulates, concrete)
         reads = tuple([args[at].access for at in plan.reads])
         writes = tuple([args[at].access for at in plan.writes])
@@ -363,6 +373,9 @@ class Run:
             for at in plan.writes:
                 args[at].mem.abstract = False
             plan.body(self, plan.engine, state, args)
+            self.valueless.difference_update(plan.hidden_writes)
+        else:
+            self.valueless.update(plan.hidden_writes)
         for at in plan.writes:
             view = args[at]
             mem = view.mem

@@ -89,12 +89,15 @@ class Instruction:
         ops = Operands(self.name, self.names, args, run.spec)
         self._types(ops, run)
         asked = ops.values.get("engine", Engine.unknown)
-        ops.engine = self.default(ops) if asked is Engine.unknown else asked
+        try:
+            ops.engine = self.default(ops) if asked is Engine.unknown else asked
+        except RuleViolation as unreadable:
+            raise self.violation(run, [str(unreadable)]) from None
         problems = [] if ops.engine in self.engines or self._dma() else [self._wrong_engine(ops)]
         warned: list[str] = []
         if not problems:
             for rule in self.rules:
-                found = rule.problem(ops)
+                found = _verdict(rule, ops)
                 if found is None:
                     continue
                 level = run.options.level(rule.check)
@@ -112,6 +115,16 @@ class Instruction:
         """Build the error that lists every broken rule of a call."""
         head = f"nisa.{self.name} at {where(run.kernel_site())}: "
         return RuleViolation(head + "; and ".join(problems) + f" [{self.source}]")
+
+    def unusable(self, run: Run, args: tuple[Any, ...]) -> RuleViolation:
+        """Build the error for an argument of a type no instruction takes (a list, an array ...)."""
+        bad = [
+            f"{name} is {type(value).__name__}; operands are tensors (nl.ndarray), numbers, enums "
+            "and nl operators: load arrays with dma_copy"
+            for name, value in zip(self.names, args, strict=True)
+            if type(value).__hash__ is None
+        ]
+        return self.violation(run, bad)
 
     def _dma(self) -> bool:
         return self.engines == (Engine.dma,)
@@ -185,6 +198,14 @@ class Context:
     run: Run
     engine: Engine
     state: Any = None
+
+
+def _verdict(rule: Rule, ops: Operands) -> str | None:
+    """Return what the rule finds; an operator token it cannot read is a finding too."""
+    try:
+        return rule.problem(ops)
+    except RuleViolation as unreadable:
+        return str(unreadable)
 
 
 REGISTRY: dict[str, Instruction] = {}

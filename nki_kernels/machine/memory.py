@@ -252,10 +252,10 @@ class Memory:
         """
         if accumulate is None and len(loop) > len(self.loop):
             raise RuleViolation(
-                f"nisa.nc_matmul into tile {self.tile.name!r} allocated at "
-                f"{where(self.tile.site)}: accumulate=None inside a device loop that the tile is "
-                "older than; whether a write is the first is decided once for all iterations: "
-                "allocate the tile in the body, or pass accumulate=True or False"
+                f"accumulate=None inside a device loop on tile {self.tile.name!r}, allocated "
+                f"before the loop at {where(self.tile.site)}; whether a write is the first is "
+                "decided once for all iterations: allocate the tile in the body, or pass accumulate=True "
+                "or False"
             )
         if accumulate is False:
             result: bool | Array = False
@@ -268,9 +268,10 @@ class Memory:
             result = True if mask.all() else mask if mask.any() else False
         if accumulate is True and result is not True:
             raise RuleViolation(
-                f"nisa.nc_matmul at {where(self.tile.site)}: accumulate=True on PSUM that no "
-                "matmul of this tile has written; the first matmul of a group must overwrite: "
-                "pass accumulate=(k > 0), or accumulate=None to have it inferred"
+                f"accumulate=True on elements of tile {self.tile.name!r}, allocated at "
+                f"{where(self.tile.site)}, that no matmul of the tile has written; the first "
+                "matmul of a group must overwrite: pass accumulate=(k > 0), or accumulate=None to "
+                "have it inferred"
             )
         if result is not True:
             self._start(region)

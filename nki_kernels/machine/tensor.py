@@ -158,13 +158,22 @@ class NkiTensor(NKIObject, Views):
                 fixed = tile.address[0] if tile.address is not None else 0
                 # Free offsets matter to no SBUF rule; in PSUM they decide the bank.
                 place = (start + fixed, rest if memory == "psum" else 0, tile.row_bytes)
-            dynamic = self.dynamic
             found = (
-                self.dtype, memory, self.shape, self.strides, place,
-                None if dynamic is None else (dynamic.kind, dynamic.scale),
+                self.dtype, memory, self.shape, self.strides, place, self._dynamic_signature(),
             )  # fmt: skip
             self._signature = found
         return found
+
+    def _dynamic_signature(self) -> tuple[Any, ...] | None:
+        dynamic = self.dynamic
+        if dynamic is None:
+            return None
+        index = dynamic.index
+        return (
+            dynamic.kind,
+            dynamic.scale,
+            index.signature if isinstance(index, NkiTensor) else type(index),
+        )
 
     @property
     def access(self) -> Access:

@@ -12,9 +12,6 @@ from nki_kernels.machine.rules import Operands
 from nki_kernels.machine.tensor import NkiTensor
 from nki_kernels.machine.trace import ControlWork, DmaWork, Memory, PeWork, StreamWork
 
-#: The largest run one DMA descriptor moves (NKI DMA bandwidth guide: packets of up to 64 KiB).
-MAX_DESCRIPTOR_BYTES = 64 * 1024
-
 #: Commands of an accumulator that take the elements in.
 _REDUCING = ("reduce", "reset_reduce", "load_reduce")
 
@@ -139,8 +136,10 @@ def dma(kind: Literal["copy", "transpose"]) -> Callable[[Operands], DmaWork]:
         nbytes = dst.size * wire
         queue, mode = queue_of(ops)
         if kind == "transpose":
-            run = nbytes // min(ops.spec.dma_engines, nbytes)
-            descriptors = _spread(nbytes // run, run, ops.spec)
+            # All engines cooperate on a transpose: one share each.
+            engines = min(ops.spec.dma_engines, nbytes)
+            each, extra = divmod(nbytes, engines)
+            descriptors = tuple((e, ((1, each + (e < extra)),)) for e in range(engines))
         else:
             run = math.gcd(contiguous_run(src), contiguous_run(dst)) * wire
             descriptors = _descriptors(src, dst, run, ops.spec)
@@ -199,7 +198,7 @@ def _descriptors(
     src: NkiTensor, dst: NkiTensor, run: int, spec: CoreSpec
 ) -> tuple[tuple[int, tuple[tuple[int, int], ...]], ...]:
     """Split a copy by partition (8 to a DMA engine on a full core), then by contiguous run."""
-    size = min(run, MAX_DESCRIPTOR_BYTES)
+    size = min(run, spec.dma.max_descriptor_bytes)
     wire = max(src.dtype.itemsize, dst.dtype.itemsize)
     chip = dst if dst.on_chip else src if src.on_chip else None
     if chip is None:

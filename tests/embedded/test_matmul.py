@@ -154,7 +154,7 @@ def test_accumulate_flags(flags):
 
     arrays = np.ones((1, 1), F32), np.array([[1, 2, 3]], F32)
     if step:
-        with pytest.raises(RuleViolation, match="accumulate=True on PSUM that no matmul"):
+        with pytest.raises(RuleViolation, match="accumulate=True on elements of tile"):
             values(kernel, *arrays)
     else:
         same(values(kernel, *arrays), np.array([[total]], F32))

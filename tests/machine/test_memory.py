@@ -244,7 +244,7 @@ def test_inferred_accumulation_is_per_element(data):
                 nisa.memset(tile[:, columns], value)
                 want[columns], started[columns] = value, False
             elif kind == "True" and not started[columns].all():
-                with pytest.raises(RuleViolation, match="accumulate=True on PSUM that no matmul"):
+                with pytest.raises(RuleViolation, match="accumulate=True on elements of tile"):
                     times(tile, columns, value, True)
             else:
                 adds = started[columns] & (kind != "False")
@@ -294,9 +294,7 @@ def test_inference_inside_a_device_loop_needs_a_tile_of_its_body():
         tile = psum(1, 1)
         nl.fori_loop(0, 2, lambda i: times(tile, slice(0, 1), 1.0, None))
 
-    refused(
-        older, RuleViolation, "accumulate=None inside a device loop that the tile is older than"
-    )
+    refused(older, RuleViolation, "accumulate=None inside a device loop on tile")
 
     def own():
         seen = []

@@ -236,7 +236,15 @@ def _groups(run: Run, args: tuple[Any, ...]) -> bool | Array:
         dst.mem.end_groups(dst.region)
         return False
     asked = None if accumulate is None else bool(accumulate)
-    started: bool | Array = dst.mem.accumulates(dst.region, asked, run.loop)
+    if asked and run.spec.generation >= 4 and dst.mem.is_written(dst.region):
+        # Only gen2 and gen3 forbid adding to what another instruction initialised.
+        dst.mem.accumulates(dst.region, None, run.loop)
+        return True
+    try:
+        started: bool | Array = dst.mem.accumulates(dst.region, asked, run.loop)
+    except RuleViolation as error:
+        line = where(run.kernel_site())
+        raise RuleViolation(f"nisa.nc_matmul at {line}: {error} [nki.isa.nc_matmul]") from None
     return started
 
 
