@@ -253,9 +253,9 @@ class Memory:
         if accumulate is None and len(loop) > len(self.loop):
             raise RuleViolation(
                 f"accumulate=None inside a device loop on tile {self.tile.name!r}, allocated "
-                f"before the loop at {where(self.tile.site)}; whether a write is the first is "
-                "decided once for all iterations: allocate the tile in the body, or pass accumulate=True "
-                "or False"
+                f"before the loop at {where(self.tile.site)}; which write is the first is decided "
+                "once for all iterations: allocate the tile in the body, or pass accumulate=True or "
+                "False"
             )
         if accumulate is False:
             result: bool | Array = False
