@@ -254,8 +254,8 @@ class Memory:
             raise RuleViolation(
                 f"accumulate=None inside a device loop on tile {self.tile.name!r}, allocated "
                 f"before the loop at {where(self.tile.site)}; which write is the first is decided "
-                "once for all iterations: allocate the tile in the body, or pass accumulate=True or "
-                "False"
+                "once for all iterations: allocate the tile in the body, or pass accumulate=True "
+                "or False"
             )
         if accumulate is False:
             result: bool | Array = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from nki_kernels.hardware.spec import CoreSpec, Engine
 from nki_kernels.machine.operators import operator
@@ -14,6 +14,10 @@ from nki_kernels.machine.trace import ControlWork, DmaWork, Memory, PeWork, Stre
 
 #: Commands of an accumulator that take the elements in.
 _REDUCING = ("reduce", "reset_reduce", "load_reduce")
+
+
+#: Runs of each DMA engine: ``(engine, ((count, bytes), ...))``.
+Descriptors: TypeAlias = tuple[tuple[int, tuple[tuple[int, int], ...]], ...]
 
 
 def inner_step(view: NkiTensor) -> int:
@@ -139,7 +143,9 @@ def dma(kind: Literal["copy", "transpose"]) -> Callable[[Operands], DmaWork]:
             # All engines cooperate on a transpose: one share each.
             engines = min(ops.spec.dma_engines, nbytes)
             each, extra = divmod(nbytes, engines)
-            descriptors = tuple((e, ((1, each + (e < extra)),)) for e in range(engines))
+            descriptors: Descriptors = tuple(
+                (e, ((1, each + int(e < extra)),)) for e in range(engines)
+            )
         else:
             run = math.gcd(contiguous_run(src), contiguous_run(dst)) * wire
             descriptors = _descriptors(src, dst, run, ops.spec)
@@ -194,9 +200,7 @@ def contiguous_run(view: NkiTensor) -> int:
     return run
 
 
-def _descriptors(
-    src: NkiTensor, dst: NkiTensor, run: int, spec: CoreSpec
-) -> tuple[tuple[int, tuple[tuple[int, int], ...]], ...]:
+def _descriptors(src: NkiTensor, dst: NkiTensor, run: int, spec: CoreSpec) -> Descriptors:
     """Split a copy by partition (8 to a DMA engine on a full core), then by contiguous run."""
     size = min(run, spec.dma.max_descriptor_bytes)
     wire = max(src.dtype.itemsize, dst.dtype.itemsize)
@@ -212,9 +216,7 @@ def _descriptors(
     return tuple((engine, ((count, size),)) for engine, count in counts.items())
 
 
-def _spread(
-    count: int, size: int, spec: CoreSpec
-) -> tuple[tuple[int, tuple[tuple[int, int], ...]], ...]:
+def _spread(count: int, size: int, spec: CoreSpec) -> Descriptors:
     """Deal `count` descriptors of `size` bytes evenly over the DMA engines."""
     engines = min(spec.dma_engines, count)
     each, extra = divmod(count, engines)

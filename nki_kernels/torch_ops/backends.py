@@ -21,6 +21,7 @@ from typing import Any, Protocol, cast
 
 import torch
 
+from nki_kernels.machine.errors import NkiKernelsError
 from nki_kernels.torch_ops.rows import ROWS, Inputs, Options, Row, Tensors
 from nki_kernels.torch_ops.target import current_target
 
@@ -53,7 +54,7 @@ BACKENDS = tuple(_MODULES)
 _used: ContextVar[str | None] = ContextVar("nki_kernels_backend", default=None)
 
 
-class BackendError(RuntimeError):
+class BackendError(NkiKernelsError, RuntimeError):
     """A backend was asked for and cannot run this call; the message lists every reason."""
 
 

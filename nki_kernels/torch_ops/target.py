@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from nki_kernels.hardware import spec_for
+from nki_kernels.hardware.spec import CoreSpec
+from nki_kernels.machine.launch import current_target
 
-from nki_kernels.operators import contract
-
-# The arrow from this room ends at `operators`, which does not export these two names yet.
-
-
-def current_target() -> str:
-    """Return the generation kernels are launched for: the environment's, or trn2."""
-    name: str = contract.current_target()  # type: ignore[attr-defined]
-    return name
+__all__ = ["current_core", "current_target"]
 
 
-def current_core() -> Any:
+def current_core() -> CoreSpec:
     """Return the `CoreSpec` of `current_target`."""
-    return contract.spec_for(current_target())  # type: ignore[attr-defined]
+    return spec_for(current_target())

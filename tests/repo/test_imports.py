@@ -79,7 +79,7 @@ ROOMS = (
     Room(
         "torch_ops",
         ("nki_kernels.torch_ops",),
-        frozenset({"torch_ops", "operators", "ops", "package"}),
+        frozenset({"torch_ops", "operators", "ops", "machine", "hardware", "package"}),
         CORE_PACKAGES | {"torch"},
         late=frozenset({"transformers"}),
     ),
