@@ -59,14 +59,14 @@ class VectorArithmetic(Rule):
         """Return what is wrong, or None."""
         for token in self.tokens:
             op = operator(ops[token])
-            found = ops_problem(ops, (op,), ())
-            if found is not None:
-                return found
             if op.kind == "bitvec":
                 return (
                     f"{token}={op!r} is a bitvec operator; {ops.opcode} takes arithmetic ones: use "
                     "tensor_scalar or tensor_tensor"
                 )
+            found = ops_problem(ops, (op,), ())
+            if found is not None:
+                return found
             if op.name in ("square", "relu") and ops.spec.generation < 4:
                 return f"{token}={op!r} on {ops.spec.name}; it needs gen4: use nisa.activation"
             if op.name == "rsqrt":
