@@ -43,4 +43,6 @@ def at_least_2d(shape):
 
 def small(seed, shape, kind):
     """Values small enough that products of a row stay in range."""
-    return np.clip(data(seed, shape, kind), 0 if np.dtype(HOSTS[kind]).kind == "u" else -3, 3)
+    low = 0 if np.dtype(HOSTS[kind]).kind == "u" else -3
+    # ml_dtypes clip to float32.
+    return np.clip(data(seed, shape, kind), low, 3).astype(HOSTS[kind])
