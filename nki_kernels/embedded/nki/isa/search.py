@@ -96,27 +96,19 @@ def max8(
     write_values(dst, top[:, ::-1])
 
 
-def _positions(rows: Array, vals: Array, columns: range) -> tuple[Array, Array]:
+def _positions(rows: Array, vals: Array, backwards: bool) -> tuple[Array, Array]:
     """Return where each value stands in its row, and whether it does.
 
-    `columns` is the order in which the values take their turn: each occurrence of a repeated value
-    goes to one column.
+    Columns take their turn from 0 to 7, or backwards: each occurrence of a repeated value goes to
+    one column.
     """
-    at = np.zeros((rows.shape[0], WIDTH), np.int64)
-    found = np.zeros((rows.shape[0], WIDTH), np.bool_)
-    done: list[int] = []
-    lines = np.arange(rows.shape[0])
-    for column in columns:
-        value = vals[:, column, None]
-        hits = rows == value
-        if done:
-            taken = (vals[:, done] == value).sum(axis=1)
-            if taken.any():
-                hits &= np.cumsum(hits, axis=1) > taken[:, None]
-        at[:, column] = hits.argmax(axis=1)
-        found[:, column] = hits[lines, at[:, column]]
-        done.append(column)
-    return at, found
+    equal = vals[:, :, None] == vals[:, None, :]
+    # Occurrences that the columns before took: [p, k] counts equal values of earlier columns.
+    taken = (np.triu(equal, 1) if backwards else np.tril(equal, -1)).sum(axis=2)
+    hits = rows[:, None, :] == vals[:, :, None]
+    if taken.any():
+        hits &= np.cumsum(hits, axis=2, dtype=np.uint16) > taken[:, :, None]
+    return hits.argmax(axis=2), hits.any(axis=2)
 
 
 def _store_indices(dst: NkiTensor, at: Array, found: Array) -> None:
@@ -158,7 +150,7 @@ def nc_find_index8(
     run = ctx.run
     rows = float_values(data, run, "a").reshape(data.shape[0], -1)
     wanted = float_values(vals, run, "b").reshape(vals.shape[0], -1)
-    _store_indices(dst, *_positions(rows, wanted, range(WIDTH)))
+    _store_indices(dst, *_positions(rows, wanted, backwards=False))
 
 
 @dataclass(frozen=True)
@@ -209,7 +201,7 @@ def nc_match_replace8(
     run = ctx.run
     rows = float_values(data, run, "a").reshape(data.shape[0], -1)
     wanted = float_values(vals, run, "b").reshape(vals.shape[0], -1)
-    at, found = _positions(rows, wanted, range(WIDTH - 1, -1, -1))
+    at, found = _positions(rows, wanted, backwards=True)
     lines, columns = np.nonzero(found)
     target = dst.mem.array(dst.region, dst.dtype.host)
     result: Array

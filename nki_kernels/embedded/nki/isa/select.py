@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -72,17 +72,21 @@ class _Pattern(Rule):
 
 
 def affine(
-    partitions: int, pattern: Sequence[Sequence[int]], offset: int, channel_multiplier: int
+    partitions: int, pattern: tuple[tuple[int, int], ...], offset: int, channel_multiplier: int
 ) -> Array:
     """Return int32 [P, N]: offset + p * channel_multiplier + sum(index * step), wrapping."""
-    total = np.int64(offset) + np.arange(partitions, dtype=np.int64)[:, None] * int(
-        channel_multiplier
-    )
+    starts = np.arange(partitions, dtype=np.int64) * int(channel_multiplier) + offset
+    values: Array = starts.astype(np.int32)[:, None] + _line(pattern)
+    return values
+
+
+@lru_cache
+def _line(pattern: tuple[tuple[int, int], ...]) -> Array:
+    """Return int32 [1, N]: sum(index * step), wrapping; kept, since loops repeat their patterns."""
     line = np.zeros(1, np.int64)
     for step, count in pattern:
         line = (line[:, None] + np.arange(count, dtype=np.int64) * int(step)).reshape(-1)
-    wrapped: Array = (total + line[None, :]).astype(np.int32)
-    return wrapped
+    return line.astype(np.int32)[None, :]
 
 
 @instruction(
