@@ -106,8 +106,10 @@ def _positions(rows: Array, vals: Array, backwards: bool) -> tuple[Array, Array]
     # Occurrences that the columns before took: [p, k] counts equal values of earlier columns.
     taken = (np.triu(equal, 1) if backwards else np.tril(equal, -1)).sum(axis=2)
     hits = rows[:, None, :] == vals[:, :, None]
-    if taken.any():
-        hits &= np.cumsum(hits, axis=2, dtype=np.uint16) > taken[:, :, None]
+    tied = taken.any(axis=1)
+    if tied.any():
+        order = np.cumsum(hits[tied], axis=2, dtype=np.uint16)
+        hits[tied] &= order > taken[tied][:, :, None]
     return hits.argmax(axis=2), hits.any(axis=2)
 
 
