@@ -129,6 +129,17 @@ def test_the_accumulator_continues_across_calls_and_across_instructions():
         assert third[i - 2, 0] == -single(float(second[i, 0]) + float(x[i, 0]))
 
 
+def test_a_sum_begins_with_zero():
+    """0 + -0 is 0, while -0 alone would stay -0."""
+
+    def call(y):
+        total = sb(1, 1)
+        nisa.tensor_scalar_reduce(sb(1, 1), tile(y), nl.multiply, 1.0, nl.add, total)
+        return total
+
+    same(values(call, np.array([[-0.0]], F32)), np.array([[0.0]], F32))
+
+
 def test_the_reduction_takes_values_before_they_are_rounded_to_dst():
     def call(y):
         dst, total = sb(1, 2, dtype=nl.int8), sb(1, 1)

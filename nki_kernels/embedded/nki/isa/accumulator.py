@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from nki.isa.alu import fold, fold_onto, is_number, per_partition
+from nki.isa.alu import fold, fold_onto, is_number, kernel_of, per_partition
 from nki.isa.enums import reduce_cmd as commands
 
 from nki_kernels.machine import dtypes
@@ -109,7 +109,8 @@ def accumulate(
         return lanes
     rows = values.reshape(values.shape[0], -1)
     if command is commands.reset_reduce:
-        lanes[...] = fold(op, rows, run)
+        # The same as beginning with the identity, without copying the rows behind it.
+        lanes[...] = kernel_of(op)(lanes, fold(op, rows, run))
     else:
         lanes[...] = fold_onto(op, lanes, rows, run)
     return lanes
