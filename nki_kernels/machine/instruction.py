@@ -281,7 +281,7 @@ def _entry(
     """Generate the entry point: Python binds the arguments, nothing is looked up by name."""
     space: dict[str, Any] = {
         "_current": core._CURRENT, "_no_run": core.current, "_ins": ins, "_T": NkiTensor,
-        "_handle": NkiInstruction, "_frozen": _frozen,
+        "_handle": NkiInstruction, "_frozen": _frozen, "_kinds": _kinds,
     }  # fmt: skip
     signature, keys, args = [], [], []
     tensors = {*ins.reads, *ins.writes}
@@ -295,7 +295,8 @@ def _entry(
             continue
         value = f"_frozen({p.name})" if p.name in lists else p.name
         args.append(value)
-        plain = f"{p.name}.__class__" if p.name in unkeyed else f"{p.name}.__class__, {value}"
+        kind = f"_kinds({p.name})" if p.name in lists else f"{p.name}.__class__"
+        plain = kind if p.name in unkeyed else f"{kind}, {value}"
         if p.name in tensors:
             keys.append(
                 f"({p.name}._signature or {p.name}.signature) if {p.name}.__class__ is _T else "
@@ -324,3 +325,10 @@ def _frozen(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return tuple(_frozen(v) for v in value)
     return value
+
+
+def _kinds(value: Any) -> Any:
+    """Return the types in a list: [1] and [1.0] are equal, but no rule need treat them alike."""
+    if isinstance(value, (list, tuple)):
+        return tuple([_kinds(v) for v in value])
+    return value.__class__

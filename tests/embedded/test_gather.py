@@ -25,6 +25,7 @@ from tests.embedded.harness import (
     event,
     hbm,
     ps,
+    refused,
     same,
     sb,
     tile,
@@ -214,6 +215,16 @@ RULES = [
 @pytest.mark.parametrize("rule", RULES, ids=by_name)
 def test_nc_stream_shuffle_rule(rule):
     check(rule, "nc_stream_shuffle", __file__)
+
+
+def test_a_remembered_verdict_is_not_that_of_an_equal_list_of_another_type():
+    def kernel():
+        dst, src = sb(2, 3), ps(2, 3)
+        nisa.memset(src, 0.0)
+        nisa.nc_stream_shuffle(dst, src, [0, 1])
+        nisa.nc_stream_shuffle(dst, src, [0, 1.0])
+
+    refused(kernel, "shuffle_mask=(0, 1.0)")
 
 
 def test_an_address_counts_as_a_start():
