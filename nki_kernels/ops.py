@@ -7,6 +7,13 @@ from typing import Any
 import numpy.typing as npt
 
 from nki_kernels.operators.matmul import MATMUL, MatmulConfig
+from nki_kernels.operators.norm import (
+    DEFAULT_EPS,
+    LAYER_NORM,
+    RMS_NORM,
+    LayerNormConfig,
+    RmsNormConfig,
+)
 
 
 def matmul(
@@ -53,5 +60,119 @@ def matmul(
                [3., 3.]], dtype=float32)
     """
     run = MATMUL.launch((a, b), {"out_dtype": out_dtype}, config=config, target=target)
+    result: npt.NDArray[Any] = run.result
+    return result
+
+
+def rms_norm(
+    x: npt.NDArray[Any],
+    weight: npt.NDArray[Any] | None = None,
+    *,
+    eps: float = DEFAULT_EPS["rms_norm"],
+    out_dtype: Any = None,
+    config: RmsNormConfig | None = None,
+    target: str | None = None,
+) -> npt.NDArray[Any]:
+    """Normalise each row by its root mean square.
+
+    y[n, h] = x[n, h] / sqrt(mean_h(x[n, :]^2) + eps) * weight[h]
+
+    Everything is float32 until the one rounding, to nearest even, to the output dtype: as
+    `torch.nn.functional.rms_norm` does, and not as modules that round before they multiply by the
+    weight.
+
+    Dimensions:
+        N: rows, >= 1        H: row length, >= 1, at most what SBUF holds (see Raises)
+
+    Args:
+        x: [N, H], dense row-major, bfloat16 | float16 | float32.
+        weight: [H], dtype of `x`, or None for ones.
+        eps: added to the mean square, >= 0; the kernel has it in float32. With 0 a row of zeros
+            becomes NaN.
+        out_dtype: dtype of the result, one of the same three; None means the dtype of `x`.
+        config: tuning of the kernel; None lets the operator choose. It never changes the
+            mathematics.
+        target: hardware generation ("trn2", "trn3", ...). None reads
+            NEURON_PLATFORM_TARGET_OVERRIDE and, when that is unset, means trn2.
+
+    Returns:
+        [N, H], a new array of dtype `out_dtype`. A row with a NaN is NaN; a row with an infinity,
+        or whose squares sum to more than float32 holds, is 0, and NaN where `x` is infinite.
+
+    Raises:
+        ShapeError: sizes that differ, a wrong rank, a zero size, a strided array, or an H too
+            large for SBUF; the message names the largest. On trn2 it is above 16384 for each dtype.
+        DtypeError: a dtype that is not supported (float64, integers), or two different ones.
+        OptionError: an `eps` that is negative, or that float32 does not hold.
+        ConfigError: a `config` that cannot run on the target.
+        ValueError: an unknown target; the message lists the known ones.
+
+    Source: the kernel is `nki_kernels.kernels.norm.rms_norm`.
+
+    Example:
+        >>> import numpy as np
+        >>> rms_norm(np.array([[1, -1, 1, -1]], np.float32), eps=0.0)
+        array([[ 1., -1.,  1., -1.]], dtype=float32)
+    """
+    options = {"eps": eps, "out_dtype": out_dtype}
+    run = RMS_NORM.launch((x, weight), options, config=config, target=target)
+    result: npt.NDArray[Any] = run.result
+    return result
+
+
+def layer_norm(
+    x: npt.NDArray[Any],
+    weight: npt.NDArray[Any] | None = None,
+    bias: npt.NDArray[Any] | None = None,
+    *,
+    eps: float = DEFAULT_EPS["layer_norm"],
+    out_dtype: Any = None,
+    config: LayerNormConfig | None = None,
+    target: str | None = None,
+) -> npt.NDArray[Any]:
+    """Normalise each row to mean 0 and variance 1.
+
+    y[n, h] = (x[n, h] - mean[n]) / sqrt(var[n] + eps) * weight[h] + bias[h]
+
+    mean[n] = mean_h(x[n, :]), var[n] = mean_h((x[n, :] - mean[n])^2), the population's variance.
+    Everything is float32 until the one rounding, to nearest even, to the output dtype. The variance
+    is centred: a mean far larger than the spread does not cancel it away.
+
+    Dimensions:
+        N: rows, >= 1        H: row length, >= 1, at most what SBUF holds (see Raises)
+
+    Args:
+        x: [N, H], dense row-major, bfloat16 | float16 | float32.
+        weight: [H], dtype of `x`, or None for ones.
+        bias: [H], dtype of `x`, or None for zeros.
+        eps: added to the variance, >= 0; the kernel has it in float32. With 0 a row of equal values
+            is 0 / 0: NaN, or anything finite where its float32 mean is rounded.
+        out_dtype: dtype of the result, one of the same three; None means the dtype of `x`.
+        config: tuning of the kernel; None lets the operator choose. It never changes the
+            mathematics, but the order of sums, hence the last bits; so does a row's place among
+            the first rows or after them.
+        target: hardware generation ("trn2", "trn3", ...). None reads
+            NEURON_PLATFORM_TARGET_OVERRIDE and, when that is unset, means trn2.
+
+    Returns:
+        [N, H], a new array of dtype `out_dtype`. A row with a NaN or an infinity is NaN.
+
+    Raises:
+        ShapeError: sizes that differ, a wrong rank, a zero size, a strided array, or an H too
+            large for SBUF; the message names the largest. On trn2 it is above 16384 for each dtype.
+        DtypeError: a dtype that is not supported (float64, integers), or two different ones.
+        OptionError: an `eps` that is negative, or that float32 does not hold.
+        ConfigError: a `config` that cannot run on the target.
+        ValueError: an unknown target; the message lists the known ones.
+
+    Source: the kernel is `nki_kernels.kernels.norm.layer_norm`.
+
+    Example:
+        >>> import numpy as np
+        >>> layer_norm(np.array([[3, 1, 3, 1]], np.float32), eps=0.0)
+        array([[ 1., -1.,  1., -1.]], dtype=float32)
+    """
+    options = {"eps": eps, "out_dtype": out_dtype}
+    run = LAYER_NORM.launch((x, weight, bias), options, config=config, target=target)
     result: npt.NDArray[Any] = run.result
     return result

@@ -46,5 +46,9 @@ class ConfigError(NkiKernelsError, ValueError):
     """A tuning config that cannot run on the core or with the dtype it is used for."""
 
 
+class OptionError(NkiKernelsError, ValueError):
+    """An argument beside the arrays (epsilon ...) with a value it cannot have."""
+
+
 class ToolchainError(NkiKernelsError, ImportError):
     """The ``nki`` package that was asked for is missing, broken or a placeholder."""

@@ -17,7 +17,13 @@ from typing import Any, Protocol, TypeAlias
 from nki_kernels.hardware import spec_for
 from nki_kernels.hardware.spec import CoreSpec
 from nki_kernels.machine.dtypes import as_dtype
-from nki_kernels.machine.errors import ConfigError, DtypeError, ShapeError
+from nki_kernels.machine.errors import (
+    ConfigError,
+    DtypeError,
+    NkiKernelsError,
+    OptionError,
+    ShapeError,
+)
 from nki_kernels.machine.launch import Launch, current_target, launch
 
 #: Sizes of the axes of one problem, by the letters of the contract ("M", "N", "K", ...).
@@ -58,6 +64,10 @@ def _no_limits(axes: Axes, dtype: str, spec: CoreSpec) -> tuple[str, ...]:
     return ()
 
 
+def _any_options(options: Options) -> tuple[str, ...]:
+    return ()
+
+
 def _any_config(config: Any, dtype: str, spec: CoreSpec) -> tuple[str, ...]:
     return ()
 
@@ -82,6 +92,8 @@ class Operator:
         kernel: the `@nki.jit` kernel.
         arguments: positional kernel arguments from inputs, options and config.
         limits: reasons why real sizes cannot run on a core, beyond the operand rules; sentences.
+        option_problems: reasons why an argument beside the arrays is wrong; `out_dtype` is checked
+            for every operator.
         config_problems: reasons why a config given by hand cannot run for a dtype on a core.
     """
 
@@ -99,6 +111,7 @@ class Operator:
     kernel: Any
     arguments: Callable[[Sequence[Any], Options, Any], tuple[Any, ...]]
     limits: Callable[[Axes, str, CoreSpec], tuple[str, ...]] = _no_limits
+    option_problems: Callable[[Options], tuple[str, ...]] = _any_options
     config_problems: Callable[[Any, str, CoreSpec], tuple[str, ...]] = _any_config
 
     def axes(self, *shapes: Sequence[int] | None) -> dict[str, int]:
@@ -133,24 +146,23 @@ class Operator:
 
         Args:
             inputs: one array per operand of `self.inputs`; a shape-only stand-in is fine.
-            options: arguments beside the arrays; `out_dtype` is checked here.
+            options: arguments beside the arrays.
             target: hardware generation, for the limits of real sizes.
         """
-        dtype_reasons, shape_reasons = self._reasons(inputs, options, target)
-        return dtype_reasons + shape_reasons
+        return [reason for _, reason in self._reasons(inputs, options, target)]
 
     def check(self, inputs: Sequence[Any], options: Options, target: str) -> None:
         """Raise one error that lists all `problems`.
 
         Raises:
-            DtypeError: only dtypes are wrong.
-            ShapeError: a shape, a layout or a size is wrong (dtype reasons are listed too).
+            ShapeError: a shape, a layout or a size is wrong, whatever else is.
+            DtypeError: else, a dtype is wrong.
+            OptionError: else, an argument beside the arrays is.
         """
-        dtype_reasons, shape_reasons = self._reasons(inputs, options, target)
-        if not dtype_reasons and not shape_reasons:
-            return
-        error = ShapeError if shape_reasons else DtypeError
-        raise error(_message(self, inputs, dtype_reasons + shape_reasons))
+        found = self._reasons(inputs, options, target)
+        for error in (ShapeError, DtypeError, OptionError):
+            if any(kind is error for kind, _ in found):
+                raise error(_message(self, inputs, [reason for _, reason in found]))
 
     def min_bytes(self, axes: Axes, dtype: str, out_dtype: str | None = None) -> int:
         """Return the compulsory HBM traffic in bytes: each input read and output written once."""
@@ -187,7 +199,7 @@ class Operator:
             Outputs, trace, and the modelled time on demand.
 
         Raises:
-            ShapeError, DtypeError: see `check`.
+            ShapeError, DtypeError, OptionError: see `check`.
             ConfigError: a config given by hand that cannot run.
         """
         target = target or current_target()
@@ -204,17 +216,22 @@ class Operator:
 
     def _reasons(
         self, inputs: Sequence[Any], options: Options, target: str
-    ) -> tuple[list[str], list[str]]:
+    ) -> list[tuple[type[NkiKernelsError], str]]:
         unusable = _unusable(self, inputs)
         if unusable:
-            return unusable, []
+            return [(DtypeError, reason) for reason in unusable]
         dtypes = _dtype_problems(self, inputs, options)
         shapes = _rank_problems(self, shapes_of(inputs)) or _size_problems(self, inputs)
         shapes += _layout_problems(self, inputs)
         if not dtypes and not shapes:
             axes = self.axes(*shapes_of(inputs))
             shapes += self.limits(axes, as_dtype(inputs[0].dtype), spec_for(target))
-        return dtypes, shapes
+        wrong = [(OptionError, reason) for reason in self.option_problems(options)]
+        return [
+            *((DtypeError, reason) for reason in dtypes),
+            *((ShapeError, reason) for reason in shapes),
+            *wrong,
+        ]
 
 
 def shapes_of(inputs: Sequence[Any]) -> tuple[tuple[int, ...] | None, ...]:

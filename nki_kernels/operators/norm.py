@@ -6,11 +6,15 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from nki_kernels.hardware.spec import CoreSpec
 from nki_kernels.kernels.norm.layer_norm import LayerNormConfig, layer_norm
 from nki_kernels.kernels.norm.rms_norm import RmsNormConfig, rms_norm
 from nki_kernels.machine.dtypes import as_dtype
 from nki_kernels.operators.contract import Axes, Operand, Operator, Options
+
+__all__ = ["DEFAULT_EPS", "LAYER_NORM", "RMS_NORM", "LayerNormConfig", "RmsNormConfig"]
 
 DEFAULT_EPS = {"rms_norm": 1e-6, "layer_norm": 1e-5}
 
@@ -21,8 +25,15 @@ _CHUNK = 4096
 #: The shortest chunk worth its instructions: below, their fixed cost doubles the time.
 _SHORT_CHUNK = 128
 
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
+
 #: SBUF kept free for the small tiles: statistics, epsilon, alignment.
 _SLACK_BYTES = 2048
+
+#: Room for the tiles of a chunk that are alive with the row tiles of layer_norm, as a multiple of
+#: their size: they lie between row tiles, and what is free in pieces holds no row. With 1, one row
+#: length in ten between 12,000 and 26,000 did not fit; with 1.5, none of 2,500 on three cores.
+_BETWEEN_ROWS = 1.5
 
 #: Shares of the columns: statistics on Vector (bn_stats), scaling on Scalar with the shift on
 #: GpSimd, and both on GpSimd. Scanned in steps of 1/32 at [4096, 4096] bf16 on trn2 (model,
@@ -37,34 +48,35 @@ _POOL_SCALE_SHARE = 0.40
 _SHORT_ROW = 2
 
 
-def _bytes(axes: Axes, itemsize: int, tiles: int, chunk: int, middles: int) -> int:
-    """Bytes per partition that live at once: `tiles` whole rows, and the tiles of one chunk."""
-    # Per chunk: result, float32 intermediates, the bfloat16 scratch of the statistics.
-    return tiles * axes["H"] * itemsize + chunk * (itemsize + 4 * middles + 2) + _SLACK_BYTES
+def _chunk_bytes(chunk: int, middles: int) -> int:
+    """Bytes of a chunk per partition: result at its widest, float32 intermediates, scratch."""
+    return chunk * (4 + 4 * middles + 2)
 
 
 def _fit(
     axes: Axes, itemsize: int, vectors: int, middles: int, extra: int, spec: CoreSpec
 ) -> tuple[int, int]:
     """Return (chunk, extra row tiles): as many of `extra` row tiles as fit, then long chunks."""
+    least = min(axes["H"], _SHORT_CHUNK)
     for more in range(extra, -1, -1):
+        room = spec.sbuf_usable_bytes - _SLACK_BYTES - (1 + vectors + more) * axes["H"] * itemsize
+        share = _BETWEEN_ROWS if middles and more else 1
         chunk = min(axes["H"], _CHUNK)
-        while chunk >= min(axes["H"], _SHORT_CHUNK):
-            needed = _bytes(axes, itemsize, 1 + vectors + more, chunk, middles)
-            if needed <= spec.sbuf_usable_bytes:
-                return chunk, more
-            chunk //= 2
-    return 1, 0
+        while chunk > least and share * _chunk_bytes(chunk, middles) > room:
+            chunk = max(chunk // 2, least)
+        if share * _chunk_bytes(chunk, middles) <= room:
+            return chunk, more
+    return least, 0
 
 
 def _limits(vectors: int, middles: int, axes: Axes, dtype: str, spec: CoreSpec) -> tuple[str, ...]:
     itemsize = as_dtype(dtype).itemsize
-    chunk = min(axes["H"], _SHORT_CHUNK)
-    needed = _bytes(axes, itemsize, 1 + vectors, chunk, middles)
-    if needed <= spec.sbuf_usable_bytes:
+    row, column = (1 + vectors) * itemsize, _chunk_bytes(1, middles)
+    room = spec.sbuf_usable_bytes - _SLACK_BYTES
+    # Rows shorter than a short chunk are one chunk, longer ones need one.
+    most = max(min(_SHORT_CHUNK, room // (row + column)), (room - _SHORT_CHUNK * column) // row)
+    if axes["H"] <= most:
         return ()
-    fixed = needed - (1 + vectors) * axes["H"] * itemsize
-    most = (spec.sbuf_usable_bytes - fixed) // ((1 + vectors) * itemsize)
     reason = (
         f"H is {axes['H']}; a row of {dtype} and its parameters must fit one partition of SBUF, at "
         f"most H = {most} on {spec.name}; split the row, or use a narrower dtype"
@@ -108,6 +120,54 @@ def _layer_configure(axes: Axes, dtype: str, spec: CoreSpec) -> LayerNormConfig:
         lag=min(1, more),
         hwdge=spec.generation >= 3,
     )
+
+
+def _option_problems(options: Options) -> tuple[str, ...]:
+    eps = options.get("eps")
+    if eps is None:
+        return ()
+    number = isinstance(eps, (int, float, np.floating)) and not isinstance(eps, bool)
+    if number and 0 <= eps <= _FLOAT32_MAX:
+        return ()
+    reason = (
+        f"eps is {eps!r}; a number of at least 0 that float32 can hold is needed; "
+        f"pass for example {DEFAULT_EPS['rms_norm']}"
+    )
+    return (reason,)
+
+
+def _rms_config_problems(config: Any, dtype: str, spec: CoreSpec) -> tuple[str, ...]:
+    if not isinstance(config, RmsNormConfig):
+        return (
+            f"config is {config!r}; an RmsNormConfig is needed; pass one, or None to choose it",
+        )
+    return _field_problems(config, {"chunk": 1, "piece": 1, "ahead": 0}, spec)
+
+
+def _layer_config_problems(config: Any, dtype: str, spec: CoreSpec) -> tuple[str, ...]:
+    if not isinstance(config, LayerNormConfig):
+        return (
+            f"config is {config!r}; a LayerNormConfig is needed; pass one, or None to choose it",
+        )
+    columns = {"vector_stats": 0, "pool_shift": 0, "pool_scale": 0}
+    reasons = _field_problems(config, {"chunk": 1, "piece": 1, "ahead": 0, **columns}, spec)
+    if type(config.lag) is not int or config.lag not in (0, 1):
+        reasons += (f"config.lag is {config.lag!r}; allowed are 0 and 1",)
+    return reasons
+
+
+def _field_problems(config: Any, least: dict[str, int], spec: CoreSpec) -> tuple[str, ...]:
+    """Return what is wrong with the integers, by name and least value, and with `hwdge`."""
+    reasons = []
+    for name, smallest in least.items():
+        value = getattr(config, name)
+        if type(value) is not int or value < smallest:
+            reasons.append(f"config.{name} is {value!r}; it must be an int of at least {smallest}")
+    if config.hwdge and spec.generation < 3:
+        reasons.append(
+            f"config.hwdge needs gen3; {spec.name} is gen{spec.generation}; set it to False"
+        )
+    return tuple(reasons)
 
 
 def _chain(axes: Axes, spec: CoreSpec) -> int:
@@ -175,6 +235,8 @@ RMS_NORM = Operator(
     kernel=rms_norm,
     arguments=_rms_arguments,
     limits=_rms_limits,
+    option_problems=_option_problems,
+    config_problems=_rms_config_problems,
 )
 
 LAYER_NORM = Operator(
@@ -192,4 +254,6 @@ LAYER_NORM = Operator(
     kernel=layer_norm,
     arguments=_layer_arguments,
     limits=_layer_limits,
+    option_problems=_option_problems,
+    config_problems=_layer_config_problems,
 )

@@ -25,6 +25,8 @@ _TURNS = 2
 class LayerNormConfig(nl.NKIObject):
     """Tuning of layer_norm: which engine takes which columns. No field changes the mathematics.
 
+    Counts of columns are upper bounds: a row that has fewer gives what it has.
+
     Attributes:
         vector_stats: leading columns whose statistics Vector computes (bn_stats); the rest go to
             Scalar in two passes, the second centred on the mean of the first.
@@ -92,7 +94,7 @@ def layer_norm(x, weight, bias, eps, out_dtype, config):
             scale = broadcast_rows(weight, stop - start, config)
             shift = broadcast_rows(bias, stop - start, config)
         # Nothing precedes the first rows, so Vector is free to take all their statistics.
-        by_vector = size if index == 0 else config.vector_stats
+        by_vector = size if index == 0 else min(config.vector_stats, size)
         if index <= _TURNS:
             stats.append(_statistics_tile(size, by_vector))
         # The first rows have a tile of their own, the others take turns.
@@ -114,11 +116,13 @@ def _write_rows(y, rows, scale, shift, config):
     """Normalise one row tile and store it, chunk by chunk."""
     (start, stop), tile, mean, factor = rows
     width = config.piece if stop == y.shape[0] else config.chunk
-    by_pool = config.pool_shift + config.pool_scale
+    size = tile.shape[1]
+    by_scalar = min(config.pool_shift, size)
+    by_pool = min(config.pool_shift + config.pool_scale, size)
     # GpSimd's columns first: their path is the longest.
-    cuts = [(span, nisa.engine.gpsimd) for span in spans(config.pool_shift, by_pool, width)]
-    cuts += [(span, nisa.engine.scalar) for span in spans(0, config.pool_shift, width)]
-    cuts += [(span, nisa.engine.vector) for span in spans(by_pool, tile.shape[1], width)]
+    cuts = [(span, nisa.engine.gpsimd) for span in spans(by_scalar, by_pool, width)]
+    cuts += [(span, nisa.engine.scalar) for span in spans(0, by_scalar, width)]
+    cuts += [(span, nisa.engine.vector) for span in spans(by_pool, size, width)]
     for (left, right), scales in cuts:
         scale_columns = None if scale is None else scale[0 : stop - start, left:right]
         shift_columns = None if shift is None else shift[0 : stop - start, left:right]
