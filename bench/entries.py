@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 import reference.matmul
+import reference.norm
 from nki_kernels.machine.dtypes import as_dtype
 from nki_kernels.operators import OPERATORS
 from nki_kernels.operators.contract import Operator
@@ -43,4 +44,6 @@ class Entry:
 #: Every benchmarked operator by name; one line each.
 ENTRIES: Mapping[str, Entry] = {
     "matmul": Entry(OPERATORS["matmul"], reference.matmul.matmul),
+    "rms_norm": Entry(OPERATORS["rms_norm"], reference.norm.rms_norm),
+    "layer_norm": Entry(OPERATORS["layer_norm"], reference.norm.layer_norm),
 }

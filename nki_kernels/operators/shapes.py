@@ -1,7 +1,8 @@
 """Real geometries by name: the one list of shapes that tests, benchmarks and tuning read.
 
 A named case reads "<model>:<phase>:<layer>", for example "llama3-8b:prefill:qkv". A free-form shape
-lists the axes in the operator's order, for example "2048x512x4096" for matmul's M, N, K.
+lists the axes in the operator's order, for example "2048x512x4096" for matmul's M, N, K, or
+"4096x2880" for a normalization's N, H.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ class Model:
         gated: the MLP has a gate beside `up` (SwiGLU), fused into one matmul of twice the width.
         experts, top_k: routed experts and how many a token uses (0: a dense MLP).
         decodes: a generative model (an encoder has no decode phase).
+        norm: operator that normalises the residual stream.
+        qk_norm: each query and key head is normalised as well.
     """
 
     name: str
@@ -38,6 +41,8 @@ class Model:
     experts: int = 0
     top_k: int = 0
     decodes: bool = True
+    norm: str = "rms_norm"
+    qk_norm: bool = False
 
 
 MODELS: tuple[Model, ...] = (
@@ -51,11 +56,12 @@ MODELS: tuple[Model, ...] = (
     ),
     Model(
         name="qwen3-8b", hidden=4096, intermediate=12288,
-        heads=32, kv_heads=8, head_dim=128, vocabulary=151936,
+        heads=32, kv_heads=8, head_dim=128, vocabulary=151936, qk_norm=True,
     ),
     Model(
         name="qwen3-30b-a3b", hidden=2048, intermediate=768,
         heads=32, kv_heads=4, head_dim=128, vocabulary=151936, experts=128, top_k=8,
+        qk_norm=True,
     ),
     Model(
         name="mixtral-8x7b", hidden=4096, intermediate=14336,
@@ -68,6 +74,7 @@ MODELS: tuple[Model, ...] = (
     Model(
         name="minilm-l6", hidden=384, intermediate=1536,
         heads=12, kv_heads=12, head_dim=32, vocabulary=30522, gated=False, decodes=False,
+        norm="layer_norm",
     ),
 )  # fmt: skip
 
@@ -108,25 +115,44 @@ def _matmul_layers(model: Model, tokens: int) -> Iterator[tuple[str, int, int, i
     yield f"{prefix}down", tokens, model.hidden, model.intermediate
 
 
-def _matmul_cases() -> Iterator[Case]:
+def _passes() -> Iterator[tuple[Model, str, int]]:
+    """Yield (model, phase, tokens) of every phase a model has."""
     for model in MODELS:
         for phase, tokens in PHASES.items():
-            if phase == "decode" and not model.decodes:
-                continue
-            layers = list(_matmul_layers(model, tokens))
-            if phase == "decode":
-                # Prefill only needs the logits of the last position, so the head is a decode shape.
-                layers.append(("lm-head", tokens, model.vocabulary, model.hidden))
-            for layer, m, n, k in layers:
-                yield Case(
-                    "matmul",
-                    f"{model.name}:{phase}:{layer}",
-                    {"M": m, "N": n, "K": k},
-                    frozenset({model.name, phase, layer}),
-                )
+            if model.decodes or phase != "decode":
+                yield model, phase, tokens
 
 
-_CASES: dict[str, dict[str, Case]] = {"matmul": {case.name: case for case in _matmul_cases()}}
+def _case(op: str, model: Model, phase: str, layer: str, axes: Mapping[str, int]) -> Case:
+    name = f"{model.name}:{phase}:{layer}"
+    return Case(op, name, axes, frozenset({model.name, phase, layer}))
+
+
+def _matmul_cases() -> Iterator[Case]:
+    for model, phase, tokens in _passes():
+        layers = list(_matmul_layers(model, tokens))
+        if phase == "decode":
+            # Prefill only needs the logits of the last position, so the head is a decode shape.
+            layers.append(("lm-head", tokens, model.vocabulary, model.hidden))
+        for layer, m, n, k in layers:
+            yield _case("matmul", model, phase, layer, {"M": m, "N": n, "K": k})
+
+
+def _norm_cases(op: str) -> Iterator[Case]:
+    for model, phase, tokens in _passes():
+        if model.norm == op:
+            yield _case(op, model, phase, "hidden", {"N": tokens, "H": model.hidden})
+        if model.qk_norm and op == "rms_norm":
+            for layer, heads in (("q-norm", model.heads), ("k-norm", model.kv_heads)):
+                axes = {"N": tokens * heads, "H": model.head_dim}
+                yield _case(op, model, phase, layer, axes)
+
+
+_CASES: dict[str, dict[str, Case]] = {
+    "matmul": {case.name: case for case in _matmul_cases()},
+    "rms_norm": {case.name: case for case in _norm_cases("rms_norm")},
+    "layer_norm": {case.name: case for case in _norm_cases("layer_norm")},
+}
 
 #: What `python -m bench run <op>` times when no shape is named.
 DEFAULTS: dict[str, tuple[str, ...]] = {
@@ -138,6 +164,21 @@ DEFAULTS: dict[str, tuple[str, ...]] = {
         "qwen3-30b-a3b:prefill:expert-gate-up",
         "gpt-oss-20b:decode:qkv",
         "minilm-l6:prefill:up",
+    ),
+    "rms_norm": (
+        "4096x4096",
+        "2048x16384",
+        "8192x2880",
+        "llama3-70b:prefill:hidden",
+        "llama3-8b:decode:hidden",
+        "qwen3-8b:prefill:k-norm",
+    ),
+    "layer_norm": (
+        "4096x4096",
+        "2048x16384",
+        "8192x2880",
+        "minilm-l6:prefill:hidden",
+        "16x4096",
     ),
 }
 

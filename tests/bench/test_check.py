@@ -164,3 +164,5 @@ def test_every_operator_has_kernel_sources_to_hash():
     empty = source_hash()
     for name in ENTRIES:
         assert kernel_hash(name) != empty
+    assert kernel_hash("rms_norm") == source_hash("nki_kernels/kernels/norm")
+    assert kernel_hash("matmul") == source_hash("nki_kernels/kernels/matmul")

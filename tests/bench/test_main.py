@@ -10,6 +10,7 @@ import pytest
 import bench.__main__
 from bench.__main__ import main
 from bench.record import ROOT
+from nki_kernels.operators import OPERATORS
 from nki_kernels.operators.shapes import cases
 
 
@@ -22,8 +23,24 @@ def test_list_names_operators_and_shapes(capsys):
     assert main(["list"]) == 0
     out = capsys.readouterr().out
     assert "matmul: c[m, n] = sum_k a[m, k] * b[k, n]" in out
-    for case in cases("matmul"):
-        assert case.name in out
+    for op in OPERATORS.values():
+        assert f"{op.name}: {op.summary}\n" in out
+        for case in cases(op.name):
+            assert case.name in out
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+def test_every_operator_runs_in_every_dtype(op, tmp_path, capsys):
+    sizes = "x".join(["9"] * len(OPERATORS[op].axis_order))
+    path = tmp_path / "out.json"
+    command = ["run", op, "--shape", sizes, "--target", "toy", "--json", str(path)]
+    for dtype in OPERATORS[op].dtypes:
+        command += ["--dtype", dtype]
+    assert main(command) == 0
+    results = json.loads(path.read_text("utf-8"))["results"]
+    assert [result["dtype"] for result in results] == list(OPERATORS[op].dtypes)
+    assert all(result["correct"] and result["flops"] > 0 for result in results)
+    assert capsys.readouterr().out.startswith(f"{op} on toy (model, unvalidated, projected")
 
 
 def test_run_prints_a_table_and_writes_json(tmp_path, capsys):
@@ -51,8 +68,8 @@ def test_run_prints_a_table_and_writes_json(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", "matmull"], "no operator 'matmull'; there are matmul; see"),
-        (["list", "norm"], "no operator 'norm'; there are matmul; see"),
+        (["run", "matmull"], "no operator 'matmull'; there are matmul, rms_norm, layer_norm; see"),
+        (["list", "norm"], "no operator 'norm'; there are matmul, rms_norm, layer_norm; see"),
         (["run", "matmul", "--shape", "12x"], "shape '12x' is neither a named shape nor MxNxK"),
         (["run", "matmul", "--shape", "1x2x3", "--shape", "0x1x1"], "has a size below 1"),
         (["run", "--dtype", "float64"], "dtype 'float64' is not supported; allowed are bfloat16,"),
@@ -125,7 +142,7 @@ def test_a_full_disk_keeps_the_old_file(tmp_path, monkeypatch, capsys):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.replace", full)
-    command = ["run", "--shape", "1x1x1", "--target", "toy", "--json", str(path)]
+    command = ["run", "matmul", "--shape", "1x1x1", "--target", "toy", "--json", str(path)]
     assert main(command) == 2
     assert "error: [Errno 28] No space left on device" in capsys.readouterr().err
     assert path.read_text() == "old"
@@ -134,7 +151,7 @@ def test_a_full_disk_keeps_the_old_file(tmp_path, monkeypatch, capsys):
 
 def test_without_rich_the_error_names_the_extra(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "rich.console", None)
-    assert main(["run", "--shape", "1x1x1", "--target", "toy"]) == 2
+    assert main(["run", "matmul", "--shape", "1x1x1", "--target", "toy"]) == 2
     assert "install the extra with pip install '.[bench]'" in capsys.readouterr().err
 
 

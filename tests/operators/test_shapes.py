@@ -27,6 +27,37 @@ def test_a_named_shape_has_the_sizes_of_its_model(name, mnk):
     assert tuple(parse(MATMUL, name).axes.values()) == mnk
 
 
+@pytest.mark.parametrize(
+    ("op", "name", "rows_and_length"),
+    [
+        ("rms_norm", "llama3-70b:prefill:hidden", (4096, 8192)),
+        ("rms_norm", "gpt-oss-20b:decode:hidden", (16, 2880)),
+        ("rms_norm", "qwen3-8b:prefill:q-norm", (131072, 128)),
+        ("rms_norm", "qwen3-30b-a3b:decode:k-norm", (64, 128)),
+        ("layer_norm", "minilm-l6:prefill:hidden", (4096, 384)),
+    ],
+)
+def test_a_norm_has_the_rows_of_its_model(op, name, rows_and_length):
+    assert tuple(parse(OPERATORS[op], name).axes.values()) == rows_and_length
+
+
+def test_each_model_has_its_own_norm():
+    for model in MODELS:
+        for op in ("rms_norm", "layer_norm"):
+            phases = {case.name.split(":")[1] for case in cases(op, model.name, "hidden")}
+            wanted = {"prefill", "decode"} if model.decodes else {"prefill"}
+            assert phases == (wanted if model.norm == op else set())
+    assert {case.name.split(":")[0] for case in cases("rms_norm", "q-norm")} == {
+        "qwen3-8b", "qwen3-30b-a3b",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("op", ["rms_norm", "layer_norm"])
+def test_a_norm_is_timed_by_default_where_it_is_hard(op):
+    assert {"4096x4096", "2048x16384", "8192x2880"} <= set(DEFAULTS[op])
+    assert parse(OPERATORS[op], "7x300").axes == {"N": 7, "H": 300}
+
+
 def test_every_model_has_its_phases_and_tags_select_them():
     for model in MODELS:
         assert cases("matmul", model.name, "prefill")
