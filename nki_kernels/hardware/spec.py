@@ -206,10 +206,12 @@ class GpSimdSpec(StreamSpec):
     Attributes:
         topk_cycles: cycles per element of topk.
         rsqrt_cycles: cycles per element of rsqrt.
+        core_partitions: neighbouring partitions that one of its cores serves.
     """
 
     topk_cycles: float
     rsqrt_cycles: float
+    core_partitions: int
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

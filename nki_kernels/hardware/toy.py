@@ -25,5 +25,6 @@ TOY = TRN2.derive(
     bn_stats_fmax=estimated(16, INVENTED),
     dma_engines=estimated(8, INVENTED),
     partitions_per_dma_engine=estimated(1, INVENTED),
+    gpsimd=TRN2.gpsimd.derive(core_partitions=estimated(4, INVENTED)),
     pe=TRN2.pe.derive(rows=estimated(8, INVENTED), columns=estimated(8, INVENTED)),
 )

@@ -157,6 +157,7 @@ GPSIMD = GpSimdSpec(
     two_input_2byte_cycles=estimated(1.0, "two 2-byte elements per 32-bit read", high=2.0),
     topk_cycles=documented(4.0, "AWS Neuron SDK 2.32, nki.isa.topk"),
     rsqrt_cycles=documented(4.0, PERF),
+    core_partitions=documented(16, "AWS Neuron SDK 2.32, nki.isa.local_gather"),
 )
 
 DMA = DmaSpec(
