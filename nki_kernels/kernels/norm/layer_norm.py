@@ -119,11 +119,19 @@ def _write_rows(y, rows, scale, shift, config):
     size = tile.shape[1]
     by_scalar = min(config.pool_shift, size)
     by_pool = min(config.pool_shift + config.pool_scale, size)
-    # GpSimd's columns first: their path is the longest.
-    cuts = [(span, nisa.engine.gpsimd) for span in spans(by_scalar, by_pool, width)]
-    cuts += [(span, nisa.engine.scalar) for span in spans(0, by_scalar, width)]
-    cuts += [(span, nisa.engine.vector) for span in spans(by_pool, size, width)]
-    for (left, right), scales in cuts:
+    shares = [
+        (spans(by_scalar, by_pool, width), nisa.engine.gpsimd),
+        (spans(0, by_scalar, width), nisa.engine.scalar),
+        (spans(by_pool, size, width), nisa.engine.vector),
+    ]
+    # In step with each other, GpSimd's first as the longest path: with all of one engine's columns
+    # before the next one's, the tiles in flight would all wait for the slowest engine.
+    cuts = []
+    for share, engine in shares:
+        for number in range(len(share)):
+            cuts.append(((number + 0.5) / len(share), len(cuts), share[number], engine))
+    cuts.sort()
+    for _, _, (left, right), scales in cuts:
         scale_columns = None if scale is None else scale[0 : stop - start, left:right]
         shift_columns = None if shift is None else shift[0 : stop - start, left:right]
         result = nl.ndarray((stop - start, right - left), dtype=y.dtype, buffer=nl.sbuf)
