@@ -160,7 +160,8 @@ def _queue(work: DmaWork, spec: CoreSpec) -> float:
         # The cooperating engines split a transpose by themselves: its descriptors are no rows.
         return dma.hw_queue_ns
     count = sum(count for _, runs in work.descriptors for count, _ in runs)
-    indirect = work.kind == "indirect"
+    # An addition has software descriptors only where a vector_offset gathers or scatters rows.
+    indirect = work.kind in ("indirect", "compute")
     each = dma.sw_indirect_descriptor_ns if indirect else dma.sw_queue_descriptor_ns
     return dma.sw_queue_ns + count * each
 

@@ -167,6 +167,37 @@ def dma(kind: Literal["copy", "transpose"]) -> Callable[[Operands], DmaWork]:
     return build
 
 
+def dma_compute(ops: Operands) -> DmaWork:
+    """Cost of a DMA that adds: each source is read in runs that suit both it and the destination.
+
+    With a vector_offset the rows are indexed by software descriptors, else descriptors are static
+    (nki.isa.dma_compute).
+    """
+    dst = ops["dst"]
+    sources = [view for name, view in ops.tensors() if name != "dst"]
+    wire = max(v.dtype.itemsize for v in (dst, *sources))
+    shares: dict[int, tuple[tuple[int, int], ...]] = {}
+    for src in sources:
+        run = math.gcd(contiguous_run(src), contiguous_run(dst)) * wire
+        for engine, runs in _descriptors(src, dst, run, ops.spec):
+            shares[engine] = shares.get(engine, ()) + runs
+    indexed = any(v.dynamic is not None for v in (dst, *sources))
+    from_hbm = [v for v in sources if not v.on_chip]
+    return DmaWork(
+        kind="compute",
+        nbytes=sum(v.size for v in sources) * wire,
+        src="hbm" if from_hbm else "sbuf",
+        dst=dst.mem.tile.memory,
+        descriptors=tuple(shares.items()),
+        queue=Engine.gpsimd if indexed else Engine.sync,
+        mode="dge_sw" if indexed else "static",
+        hbm_read_bytes=sum(v.size * v.dtype.itemsize for v in from_hbm),
+        hbm_write_bytes=dst.size * dst.dtype.itemsize if not dst.on_chip else 0,
+        casts=any(v.dtype != dst.dtype for v in sources),
+        itemsize=wire,
+    )
+
+
 def queue_of(ops: Operands) -> tuple[Engine, Literal["dge_sw", "dge_hw", "static"]]:
     """Return the engine whose queue triggers a DMA, and how its descriptors are made.
 
