@@ -79,6 +79,7 @@ class Instruction:
     source: str
     body: Callable[..., Any]
     handles_dynamic: bool
+    many: str
 
     def plan(self, run: Run, args: tuple[Any, ...]) -> Plan:
         """Judge a call signature for the first time.
@@ -86,7 +87,7 @@ class Instruction:
         Raises:
             RuleViolation: with every broken rule of the call.
         """
-        ops = Operands(self.name, self.names, args, run.spec)
+        ops = Operands(self.name, self.names_of(args), args, run.spec)
         self._types(ops, run)
         asked = ops.values.get("engine", Engine.unknown)
         try:
@@ -111,6 +112,11 @@ class Instruction:
             run.report("warn", self.violation(run, warned))
         return self._assemble(ops)
 
+    def names_of(self, args: tuple[Any, ...]) -> tuple[str, ...]:
+        """Return the name of each argument; the tensors of a list operand come last."""
+        listed = len(args) - len(self.names)
+        return self.names + tuple(f"{self.many}[{i}]" for i in range(listed))
+
     def violation(self, run: Run, problems: list[str]) -> RuleViolation:
         """Build the error that lists every broken rule of a call."""
         head = f"nisa.{self.name} at {where(run.kernel_site())}: "
@@ -121,7 +127,7 @@ class Instruction:
         bad = [
             f"{name} is {type(value).__name__}; operands are tensors (nl.ndarray), numbers, enums "
             "and nl operators: load arrays with dma_copy"
-            for name, value in zip(self.names, args, strict=True)
+            for name, value in zip(self.names_of(args), args, strict=True)
             if type(value).__hash__ is None
         ]
         return self.violation(run, bad)
@@ -134,7 +140,8 @@ class Instruction:
         return f"engine={ops.engine.name}; {self.name} runs on {names}: choose one of those"
 
     def _types(self, ops: Operands, run: Run) -> None:
-        for name in self._required:
+        listed = tuple(ops.values)[len(self.names) :]
+        for name in (*self._required, *listed):
             value = ops[name]
             if not isinstance(value, NkiTensor):
                 hint = "allocate one with nl.ndarray and pass it"
@@ -154,7 +161,8 @@ class Instruction:
         return tuple(n for n in (*self.writes, *self.reads) if annotations.get(n) == "NkiTensor")
 
     def _assemble(self, ops: Operands) -> Plan:
-        index = {n: i for i, n in enumerate(self.names)}
+        names = tuple(ops.values)
+        index = {n: i for i, n in enumerate(names)}
 
         def present(names: tuple[str, ...]) -> tuple[int, ...]:
             return tuple(index[n] for n in names if isinstance(ops[n], NkiTensor))
@@ -166,10 +174,10 @@ class Instruction:
         writes = present(self.writes)
         return Plan(
             opcode=f"nisa.{self.name}",
-            names=self.names,
+            names=names,
             engine=engine,
-            tensors=tuple(i for i, n in enumerate(self.names) if isinstance(ops[n], NkiTensor)),
-            reads=present(self.reads),
+            tensors=tuple(i for i, n in enumerate(names) if isinstance(ops[n], NkiTensor)),
+            reads=present((*self.reads, *names[len(self.names) :])),
             writes=writes,
             updates=present(self.updates),
             hidden_reads=hidden[0],
@@ -183,12 +191,19 @@ class Instruction:
         )
 
     def _adapt(self) -> Callable[[Run, Engine, Any, tuple[Any, ...]], None]:
-        body = self.body
+        body, end = self.body, len(self.names)
 
         def run_body(run: Run, engine: Engine, state: Any, args: tuple[Any, ...]) -> None:
             body(Context(run, engine, state), *args)
 
-        return run_body
+        if not self.many:
+            return run_body
+        at = list(inspect.signature(body).parameters).index(self.many) - 1
+
+        def run_listed(run: Run, engine: Engine, state: Any, args: tuple[Any, ...]) -> None:
+            body(Context(run, engine, state), *args[:at], args[end:], *args[at:end])
+
+        return run_listed
 
 
 @dataclasses.dataclass(slots=True)
@@ -234,6 +249,7 @@ def instruction(
     hidden: Callable[[Operands], tuple[tuple[str, ...], tuple[str, ...]]] | None = None,
     state: Callable[[Run, tuple[Any, ...]], Any] | None = None,
     handles_dynamic: bool = False,
+    many: str = "",
 ) -> Callable[[Callable[P, None]], Callable[..., NkiInstruction]]:
     """Declare an instruction.
 
@@ -252,6 +268,8 @@ def instruction(
         hidden: names of hidden state read and written.
         state: computed before the body even without values (accumulation groups).
         handles_dynamic: the body resolves run-time addresses itself (DMA).
+        many: the operand that is a list of tensors, all read; rules and messages see each by its
+            own name, ``srcs[0]``. The body gets a tuple.
 
     The decorated function becomes the body, called as ``body(context, *operands)``; the entry point
     has the published signature, that is the body's without `context`.
@@ -259,12 +277,12 @@ def instruction(
 
     def declare(body: Callable[P, None]) -> Callable[..., NkiInstruction]:
         params = list(inspect.signature(body).parameters.values())[1:]
-        names = tuple(p.name for p in params if p.name != "name")
+        names = tuple(p.name for p in params if p.name not in ("name", many))
         ins = Instruction(
             name=body.__name__, names=names, engines=engines,
             default=default or (lambda ops: engines[0]), reads=reads, writes=writes,
             updates=updates, rules=rules, cost=cost, hidden=hidden, state=state, source=source,
-            body=body, handles_dynamic=handles_dynamic,
+            body=body, handles_dynamic=handles_dynamic, many=many,
         )  # fmt: skip
         REGISTRY[ins.name] = ins
         return _entry(ins, params, unkeyed, lists)
@@ -281,9 +299,11 @@ def _entry(
     """Generate the entry point: Python binds the arguments, nothing is looked up by name."""
     space: dict[str, Any] = {
         "_current": core._CURRENT, "_no_run": core.current, "_ins": ins, "_T": NkiTensor,
-        "_handle": NkiInstruction, "_frozen": _frozen, "_kinds": _kinds,
+        "_handle": NkiInstruction, "_frozen": _frozen, "_kinds": _kinds, "_listed": _listed,
+        "_signatures": _signatures,
     }  # fmt: skip
     signature, keys, args = [], [], []
+    last: list[str] = []
     tensors = {*ins.reads, *ins.writes}
     for p in params:
         if p.default is inspect.Parameter.empty:
@@ -292,6 +312,10 @@ def _entry(
             space[f"_d_{p.name}"] = p.default
             signature.append(f"{p.name}=_d_{p.name}")
         if p.name == "name":
+            continue
+        if p.name == ins.many:
+            keys.append(f"_signatures({p.name})")
+            last.append(f"*_listed({p.name})")
             continue
         value = f"_frozen({p.name})" if p.name in lists else p.name
         args.append(value)
@@ -306,7 +330,7 @@ def _entry(
             keys.append(f"({plain},)" if p.name in unkeyed or p.name in lists else plain)
     code = _ENTRY.format(
         name=ins.name, signature=", ".join(signature), number=len(REGISTRY), key=", ".join(keys),
-        args=", ".join(args),
+        args=", ".join(args + last),
     )  # fmt: skip
     # A generated entry point, not a wrapper taking *args: binding by inspect costs more than the
     # whole budget of an instruction.
@@ -325,6 +349,15 @@ def _frozen(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return tuple(_frozen(v) for v in value)
     return value
+
+
+def _listed(value: Any) -> Any:
+    """Return the elements of a list operand; anything but a list has none, which a rule refuses."""
+    return value if isinstance(value, (list, tuple)) else ()
+
+
+def _signatures(value: Any) -> Any:
+    return tuple([v.signature if isinstance(v, NkiTensor) else v.__class__ for v in _listed(value)])
 
 
 def _kinds(value: Any) -> Any:

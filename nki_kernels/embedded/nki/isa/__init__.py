@@ -5,6 +5,7 @@ from __future__ import annotations
 from nki.isa import constants
 from nki.isa.activation import activation, activation_reduce
 from nki.isa.dma import dma_copy, dma_transpose
+from nki.isa.dma_compute import dma_compute
 from nki.isa.elementwise import (
     memset,
     reciprocal,
@@ -68,6 +69,7 @@ __all__ = [
     "bn_stats",
     "constants",
     "dge_mode",
+    "dma_compute",
     "dma_copy",
     "dma_engine",
     "dma_transpose",

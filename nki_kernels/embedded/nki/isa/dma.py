@@ -110,7 +110,7 @@ class _Indirect(Rule):
         return "at most one `vector_offset` side, indices int32/uint32 in SBUF"
 
 
-class _Rows(NamedTuple):
+class Rows(NamedTuple):
     """A view as rows of dimension 0: element offset of each, and which are inside the tensor."""
 
     starts: list[int]
@@ -118,11 +118,12 @@ class _Rows(NamedTuple):
     view: NkiTensor
 
     def region(self, row: int) -> tuple[int, tuple[int, ...], tuple[int, ...], int]:
+        """Return one row as a key of the tile's written map."""
         view = self.view
         return (self.starts[row], view.shape[1:], view.strides[1:], view.dtype.itemsize)
 
 
-def _rows(view: NkiTensor) -> _Rows:
+def rows_of(view: NkiTensor) -> Rows:
     """Resolve the run-time addresses of a view, judged row by row on addresses."""
     count, stride = view.shape[0], view.strides[0]
     dynamic = view.dynamic
@@ -141,10 +142,15 @@ def _rows(view: NkiTensor) -> _Rows:
         # A tile lies partition by partition: past its free elements is the next partition.
         per, first = view.row_elements, view.start_partition
         inside = [s // per == first + i and s % per + reach < per for i, s in enumerate(starts)]
-    return _Rows(starts, inside, view)
+    return Rows(starts, inside, view)
 
 
-def _require_inside(what: str, rows: _Rows, mode: oob_modes) -> None:
+def require_inside(what: str, rows: Rows, mode: oob_modes) -> None:
+    """Refuse rows outside the tensor unless they are skipped.
+
+    Raises:
+        OutOfBounds: with the first such row.
+    """
     if mode is oob_modes.skip or all(rows.inside):
         return
     bad = rows.inside.index(False)
@@ -159,13 +165,13 @@ def _require_inside(what: str, rows: _Rows, mode: oob_modes) -> None:
 def _move_rows(ctx: Context, dst: NkiTensor, src: NkiTensor, mode: oob_modes) -> None:
     """Copy row by row where an address is known only at run time."""
     line = where(ctx.run.kernel_site())
-    sources, targets = _rows(src), _rows(dst)
-    _require_inside(f"nisa.dma_copy src at {line}", sources, mode)
-    _require_inside(f"nisa.dma_copy dst at {line}", targets, mode)
+    sources, targets = rows_of(src), rows_of(dst)
+    require_inside(f"nisa.dma_copy src at {line}", sources, mode)
+    require_inside(f"nisa.dma_copy dst at {line}", targets, mode)
     values = np.empty(src.shape, np.float32 if src.mem.wide else src.dtype.host)
     for row, inside in enumerate(sources.inside):
         if inside:
-            values[row] = _source_row(ctx, f"nisa.dma_copy at {line}", sources, row)
+            values[row] = source_row(ctx, f"nisa.dma_copy at {line}", sources, row)
     # Elements correspond in row-major order; the rows of the two sides may be cut differently.
     values = values.reshape(dst.shape)
     moved = np.repeat(sources.inside, src.size // src.shape[0]).reshape(dst.shape)
@@ -186,7 +192,7 @@ def _move_rows(ctx: Context, dst: NkiTensor, src: NkiTensor, mode: oob_modes) ->
             dst.mem.mark(one)
 
 
-def _source_row(ctx: Context, what: str, rows: _Rows, row: int) -> Array:
+def source_row(ctx: Context, what: str, rows: Rows, row: int) -> Array:
     """Return the elements of a source row that is inside, which must have been written."""
     mem, region = rows.view.mem, rows.region(row)
     if not mem.is_written(region):
@@ -377,11 +383,11 @@ def dma_transpose(
         return
     target = dst.mem.array(dst.region, dst.dtype.host)
     line = where(ctx.run.kernel_site())
-    rows = _rows(src)
-    _require_inside(f"nisa.dma_transpose src at {line}", rows, oob_mode)
+    rows = rows_of(src)
+    require_inside(f"nisa.dma_transpose src at {line}", rows, oob_mode)
     columns = target.transpose(np.argsort(order))
     last = dst.ndim - 1
     for row, inside in enumerate(rows.inside):
         if inside:
-            columns[row] = _source_row(ctx, f"nisa.dma_transpose at {line}", rows, row)
+            columns[row] = source_row(ctx, f"nisa.dma_transpose at {line}", rows, row)
             dst.mem.mark(dst.slice(last, row, row + 1).region)
