@@ -73,6 +73,7 @@ class Views:
     def slice(self, dim: int, start: int, end: int, step: int = 1) -> NkiTensor:
         """Return elements start .. end - 1 of `dim`, every `step`-th; 0 <= start < end <= size."""
         self._dim(dim, "slice")
+        self._ints((start, end, step), "slice")
         if not 0 <= start < end <= self.shape[dim]:
             raise self._outside(f"slice({dim}, {start}, {end})", dim)
         return self[(slice(None),) * dim + (slice(start, end, step),)]
@@ -104,7 +105,7 @@ class Views:
 
     def vector_select(self, dim: int, vector_offset: NkiTensor) -> NkiTensor:
         """Return a gather view: row i is row ``vector_offset[i]`` of this HBM tensor."""
-        if dim != 0 or self.on_chip:
+        if not is_int(dim) or dim != 0 or self.on_chip:
             raise RuleViolation(
                 f"{self._what()}: vector_select({dim}, ...); it works on dimension 0 of an HBM "
                 "tensor"
@@ -117,7 +118,7 @@ class Views:
 
     def permute(self, dims: Sequence[int]) -> NkiTensor:
         """Return the view with its dimensions in the order `dims`; on chip ``dims[0]`` is 0."""
-        order = tuple(dims)
+        order = self._ints(dims, "permute")
         if sorted(order) != list(range(self.ndim)):
             raise ShapeError(
                 f"{self._what()}: permute{order} is no permutation of {tuple(range(self.ndim))}"
@@ -130,6 +131,7 @@ class Views:
     def broadcast(self, dim: int, size: int) -> NkiTensor:
         """Return the view with dimension `dim` of size 1 repeated `size` times (stride 0)."""
         self._dim(dim, "broadcast")
+        self._ints((size,), "broadcast")
         self._keep_partition(dim != 0, f"broadcast({dim}, {size})")
         if self.shape[dim] != 1 or size < 1:
             raise ShapeError(
@@ -142,6 +144,7 @@ class Views:
 
     def expand_dim(self, dim: int) -> NkiTensor:
         """Return the view with a new dimension of size 1 at position `dim`."""
+        self._ints((dim,), "expand_dim")
         self._keep_partition(dim != 0, f"expand_dim({dim})")
         if not 0 <= dim <= self.ndim:
             raise ShapeError(f"{self._what()}: expand_dim({dim}); allowed are 0 to {self.ndim}")
@@ -164,7 +167,7 @@ class Views:
     def reshape_dim(self, dim: int, shape: Sequence[int]) -> NkiTensor:
         """Return the view with `dim` split into `shape`, one entry of which may be -1."""
         self._dim(dim, "reshape_dim")
-        parts = infer(tuple(shape), self.shape[dim])
+        parts = infer(self._ints(shape, "reshape_dim"), self.shape[dim])
         if min(parts, default=0) < 1 or math.prod(parts) != self.shape[dim]:
             raise ShapeError(
                 f"{self._what()}: reshape_dim({dim}, {tuple(shape)}) does not multiply to "
@@ -202,7 +205,7 @@ class Views:
 
     def reshape(self, shape: Sequence[int]) -> NkiTensor:
         """Return the view with a new shape of the same size; on chip ``shape[0]`` is unchanged."""
-        new = infer(tuple(shape), self.size)
+        new = infer(self._ints(shape, "reshape"), self.size)
         if min(new, default=0) < 1 or math.prod(new) != self.size:
             raise ShapeError(
                 f"{self._what()}: reshape{tuple(shape)} has {math.prod(new)} elements, the view "
@@ -224,6 +227,13 @@ class Views:
         fixed_sizes: dict[str, int] | None = None,
     ) -> NkiTensor:
         """Return an einops-style view, for example ``('b', ('h', 'w')) -> ('b', 'w', 'h')``."""
+        patterns = isinstance(src_pattern, (tuple, list)) and isinstance(dst_pattern, (tuple, list))
+        if not patterns or not isinstance(fixed_sizes, (dict, type(None))):
+            raise ShapeError(
+                f"{self._what()}: rearrange({src_pattern!r}, {dst_pattern!r}, {fixed_sizes!r}); "
+                "patterns are tuples of names and tuples of names, fixed_sizes a dict: write for "
+                "example ('b', ('h', 'w')), ('b', 'w', 'h'), {'h': 4}"
+            )
         sizes = dict(fixed_sizes or {})
         groups = [g if isinstance(g, (tuple, list)) else (g,) for g in src_pattern]
         if len(groups) != self.ndim or not all(groups):
@@ -301,15 +311,26 @@ class Views:
             dtype: reinterpret the bytes; inherited offsets are rescaled.
         """
         new = self.dtype if dtype is None else as_dtype(dtype)
-        pairs = 1 <= len(pattern) <= MAX_DIMS and all(
-            len(p) == 2 and is_int(p[0]) and p[0] >= 0 and is_int(p[1]) and p[1] >= 1
-            for p in pattern
-        )
-        if not pairs or len(pattern) < self._least_dims():
+        listed = isinstance(pattern, (tuple, list))
+        if (
+            not listed
+            or not self._least_dims() <= len(pattern) <= MAX_DIMS
+            or not all(
+                isinstance(p, (tuple, list))
+                and len(p) == 2
+                and is_int(p[0])
+                and p[0] >= 0
+                and is_int(p[1])
+                and p[1] >= 1
+                for p in pattern
+            )
+        ):
             raise ShapeError(
-                f"{self._what()}: ap pattern {[list(p) for p in pattern]}; allowed are "
+                f"{self._what()}: ap pattern {pattern!r}; allowed are "
                 f"{self._least_dims()} to {MAX_DIMS} pairs of ints [step >= 0, count >= 1]"
             )
+        if offset is not None:
+            self._ints((offset,), "ap offset")
         shape = tuple(int(count) for _, count in pattern)
         strides = tuple(int(step) for step, _ in pattern)
         base, rest = divmod(self.offset * self.dtype.itemsize, new.itemsize)
@@ -441,8 +462,19 @@ class Views:
         )
 
     def _dim(self, dim: int, what: str) -> None:
-        if not 0 <= dim < self.ndim:
-            raise ShapeError(f"{self._what()}: {what} on dimension {dim}; it has {self.ndim}")
+        if not is_int(dim) or not 0 <= dim < self.ndim:
+            raise ShapeError(
+                f"{self._what()}: {what} on dimension {dim!r}; it has {self.ndim}, numbered from 0"
+            )
+
+    def _ints(self, values: Any, what: str) -> tuple[int, ...]:
+        """Return `values` as a tuple if it is a sequence of ints."""
+        if isinstance(values, (tuple, list)) and all(is_int(v) for v in values):
+            return tuple(values)
+        raise ShapeError(
+            f"{self._what()}: {what} of {values!r}; it takes ints: for a run-time position use "
+            "select, or ap with scalar_offset"
+        )
 
     def _keep_partition(self, kept: bool, what: str) -> None:
         if not kept and (
