@@ -26,7 +26,7 @@ from nki_kernels.machine.errors import (
     RuleViolation,
     ShapeError,
 )
-from nki_kernels.machine.layout import MAX_DIMS
+from nki_kernels.machine.layout import MAX_DIMS, as_address, is_int
 from nki_kernels.machine.memory import Memory, uninitialized
 from nki_kernels.machine.options import NkiWarning, Options
 from nki_kernels.machine.products import Products
@@ -169,6 +169,7 @@ class Run:
                 "nl.private_hbm and nl.shared_hbm"
             )
         extents = self._extents(shape, buffer)
+        address = as_address(address)
         site = self.site(2)
         nbytes = math.prod(extents) * kind.itemsize
         if buffer is MemoryRegion.sbuf or buffer is MemoryRegion.psum:
@@ -220,12 +221,12 @@ class Run:
         return found
 
     def _extents(self, shape: Any, buffer: MemoryRegion) -> tuple[int, ...]:
-        try:
-            extents = tuple(int(n) for n in shape)
-        except TypeError:
+        if not isinstance(shape, (tuple, list)) or not all(is_int(n) for n in shape):
             raise ShapeError(
-                f"nl.ndarray: shape={shape!r}; it must be a tuple of positive integers"
-            ) from None
+                f"nl.ndarray: shape={shape!r}; it must be a tuple of positive integers: compute "
+                "sizes with // and int()"
+            )
+        extents = tuple(int(n) for n in shape)
         if not 1 <= len(extents) <= MAX_DIMS or min(extents) < 1:
             raise ShapeError(
                 f"nl.ndarray: shape {list(extents)}; allowed are 1 to {MAX_DIMS} dimensions of "

@@ -25,7 +25,7 @@ from nki_kernels.machine.errors import (
     ShapeError,
     UninitializedRead,
 )
-from nki_kernels.machine.layout import MAX_DIMS
+from nki_kernels.machine.layout import MAX_DIMS, is_int
 from nki_kernels.machine.options import Options, default_options
 from nki_kernels.machine.placement import Placement, place
 from nki_kernels.machine.tensor import Abstract, MemoryRegion, NkiTensor
@@ -106,7 +106,7 @@ def launch(
     """
     function, bracket = _unwrap(kernel)
     spec = target if isinstance(target, CoreSpec) else spec_for(target or current_target())
-    cores = lnc or bracket or _environment_lnc()
+    cores = _cores(lnc, bracket)
     chosen = options or default_options()
     trace = Trace(kernel=getattr(function, "__name__", "kernel"), spec=spec, lnc=cores)
     shared: dict[int, NkiTensor] = {}
@@ -157,6 +157,17 @@ def _unwrap(kernel: Any) -> tuple[Callable[..., Any], int | None]:
     if not callable(kernel):
         raise KernelError(f"launch: {kernel!r} is no kernel; pass a function or an @nki.jit kernel")
     return kernel, None
+
+
+def _cores(asked: Any, bracket: int | None) -> int:
+    if asked is None:
+        return bracket or _environment_lnc()
+    if not is_int(asked) or asked not in (1, 2):
+        raise KernelError(
+            f"launch: lnc={asked!r}; a launch has 1 or 2 cores: pass one of these, or None for the "
+            "kernel's bracket or NEURON_LOGICAL_NC_CONFIG"
+        )
+    return int(asked)
 
 
 def _environment_lnc() -> int:

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from nki_kernels.machine.errors import RuleViolation
+
 #: Dimensions of a view (partition and four free ones: what an access pattern encodes).
 MAX_DIMS = 5
 
@@ -26,6 +28,22 @@ class Dynamic(NamedTuple):
 def is_int(value: Any) -> bool:
     """True for an int of Python or NumPy, but not for a bool."""
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def as_address(value: Any) -> tuple[int, int] | None:
+    """Return an allocation's address as (start partition, bytes in the partition), or None.
+
+    Raises:
+        RuleViolation: it is no pair of ints.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, (tuple, list)) or len(value) != 2 or not all(map(is_int, value)):
+        raise RuleViolation(
+            f"nl.ndarray: address={value!r}; it must be two ints (start partition, bytes in the "
+            "partition): write for example (0, 2048), or None to have one chosen"
+        )
+    return int(value[0]), int(value[1])
 
 
 def infer(shape: tuple[int, ...], size: int) -> tuple[int, ...]:

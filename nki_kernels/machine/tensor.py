@@ -48,6 +48,11 @@ class Abstract:
     """
 
     def __init__(self, shape: Sequence[int], dtype: Any) -> None:
+        if not isinstance(shape, (tuple, list)) or not all(is_int(s) for s in shape):
+            raise ShapeError(
+                f"Abstract: shape={shape!r}; it must be a tuple of positive integers: compute "
+                "sizes with // and int()"
+            )
         self.shape = tuple(int(s) for s in shape)
         self.dtype = as_dtype(dtype)
 

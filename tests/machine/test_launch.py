@@ -410,6 +410,20 @@ def test_another_bracket_is_refused(bracket):
     )
 
 
+@pytest.mark.parametrize("lnc", [0, 3, -1, True, "2", 2.0])
+def test_a_launch_has_one_or_two_cores(lnc):
+    with pytest.raises(KernelError) as caught:
+        launch(who, (counted(1, 4),), lnc=lnc)
+    assert str(caught.value).startswith(f"launch: lnc={lnc!r}; a launch has 1 or 2 cores: pass")
+
+
+@pytest.mark.parametrize("shape", [5, "ab", (2.5, 4), (True, 4)])
+def test_the_shape_of_an_abstract_argument_is_whole_numbers(shape):
+    with pytest.raises(ShapeError) as caught:
+        Abstract(shape, "float32")
+    assert f"Abstract: shape={shape!r}; it must be a tuple of positive int" in str(caught.value)
+
+
 def test_the_environment_sets_the_cores(monkeypatch):
     monkeypatch.setenv("NEURON_LOGICAL_NC_CONFIG", "2")
     assert who(counted(1, 4)).tolist() == [[0, 0, 1, 1]]

@@ -184,6 +184,8 @@ ALLOCATIONS = [
     ),
     (lambda: sbuf(9, 1), ShapeError, "dimension 0 is the partition and holds at most 8 on toy"),
     (lambda: nl.ndarray(3, "float32"), ShapeError, "shape=3; it must be a tuple of positive int"),
+    (lambda: nl.ndarray((1, 2.5), "float32"), ShapeError, "shape=(1, 2.5); it must be a tuple"),
+    (lambda: nl.ndarray(("a", 1), "float32"), ShapeError, "shape=('a', 1); it must be a tuple"),
     (lambda: nl.ndarray((1, 1), "float32", buffer="sbuf"), RuleViolation, "buffer='sbuf'; allowed"),
     (
         lambda: sbuf(1, 1025),
@@ -195,6 +197,21 @@ ALLOCATIONS = [
         lambda: nl.ndarray((2, 1), "float32", address=(7, 0)),
         RuleViolation,
         "address=(7, 0) puts 2 partitions outside 0 to 7",
+    ),
+    (
+        lambda: nl.ndarray((2, 1), "float32", address=(0,)),
+        RuleViolation,
+        "address=(0,); it must be two ints (start partition, bytes in the partition)",
+    ),
+    (
+        lambda: nl.ndarray((2, 1), "float32", address=(0, 1.5)),
+        RuleViolation,
+        "address=(0, 1.5); it must be two ints",
+    ),
+    (
+        lambda: nl.ndarray((2, 1), "float32", address=5),
+        RuleViolation,
+        "address=5; it must be two ints",
     ),
     (
         lambda: nl.ndarray((2, 1), "float32", address=(0, -4)),
