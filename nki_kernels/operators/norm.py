@@ -32,7 +32,7 @@ _SLACK_BYTES = 2048
 
 #: Room for the tiles of a chunk that are alive with the row tiles of layer_norm, as a multiple of
 #: their size: they lie between row tiles, and what is free in pieces holds no row. With 1, one row
-#: length in ten between 12,000 and 26,000 did not fit; with 1.5, none of 2,500 on three cores.
+#: length in ten between 12,000 and 26,000 did not fit; with 1.5, none of 3,500 on three cores.
 _BETWEEN_ROWS = 1.5
 
 #: Shares of the columns: statistics on Vector (bn_stats), scaling on Scalar with the shift on
@@ -126,11 +126,13 @@ def _option_problems(options: Options) -> tuple[str, ...]:
     eps = options.get("eps")
     if eps is None:
         return ()
-    number = isinstance(eps, (int, float, np.floating)) and not isinstance(eps, bool)
+    if isinstance(eps, np.floating):
+        eps = float(eps)  # float16 could not be compared with the largest float32
+    number = isinstance(eps, (int, float)) and not isinstance(eps, bool)
     if number and 0 <= eps <= _FLOAT32_MAX:
         return ()
     reason = (
-        f"eps is {eps!r}; a number of at least 0 that float32 can hold is needed; "
+        f"eps is {options['eps']!r}; a number of at least 0 that float32 can hold is needed; "
         f"pass for example {DEFAULT_EPS['rms_norm']}"
     )
     return (reason,)
