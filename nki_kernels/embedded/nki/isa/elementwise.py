@@ -10,6 +10,7 @@ from nki.isa.alu import (
     NumberOrVector,
     VectorArithmetic,
     compute,
+    is_number,
     kernel_of,
     ops_problem,
     pair,
@@ -18,7 +19,7 @@ from nki.isa.alu import (
 from nki_kernels.hardware.spec import Engine
 from nki_kernels.machine import dtypes, work
 from nki_kernels.machine.core import float_values
-from nki_kernels.machine.dtypes import Array
+from nki_kernels.machine.dtypes import Array, DType
 from nki_kernels.machine.instruction import Context, instruction
 from nki_kernels.machine.operators import OPS, Op, operator
 from nki_kernels.machine.rules import (
@@ -87,6 +88,17 @@ def tensor_copy(
     dtypes.store(target, values if values.shape == target.shape else values.reshape(target.shape))
 
 
+def _bounds(dtype: DType) -> tuple[int, int]:
+    """Return the least and the greatest int an immediate of `dtype` may be."""
+    if dtype == dtypes.bool_:
+        return 0, 1
+    if dtype.is_integer:
+        info = np.iinfo(dtype.host)
+        return int(info.min), int(info.max)
+    most = int(np.finfo(np.float32).max)  # immediates are float32, whatever they are rounded to
+    return -most, most
+
+
 @dataclass(frozen=True)
 class _FillValue(Rule):
     """A float fills float types only; packed types take 0."""
@@ -97,6 +109,9 @@ class _FillValue(Rule):
             return f"value {value!r}; it must be a number known when the kernel is built"
         if dst.dtype.is_integer and isinstance(value, (float, np.floating)):
             return f"value {value!r} is a float and dst is {dst.dtype}; write an int, for example 0"
+        low, high = _bounds(dst.dtype)
+        if not isinstance(value, (float, np.floating)) and not low <= value <= high:
+            return f"value {value!r} into {dst.dtype}; it holds {low} to {high}: write one of those"
         if dst.dtype.kind == "packed" and value != 0:
             return f"value {value!r} into {dst.dtype}; packed types can only be filled with 0"
         return None
@@ -243,14 +258,32 @@ class _TensorScalarOps(Rule):
                     integer = value.dtype.is_integer
                 if not integer:
                     return f"{name}={value!r} for bitvec {op!r}; it must be an integer"
+                if not isinstance(value, NkiTensor):
+                    reverse = ops[f"reverse{name[-1]}"]
+                    found = self._bits(name, op, value, ops["data"].dtype, reverse)
+                    if found is not None:
+                        return found
             elif isinstance(value, NkiTensor):
                 if value.dtype != dtypes.float32:
                     return (
                         f"{name} is {value.dtype}; a vector operand of arithmetic must be float32"
                     )
-            elif not isinstance(value, (int, float, np.integer, np.floating)):
+            elif not is_number(value):
                 return f"{name}={value!r}; it must be a number or a float32 [P, 1] tile"
         return None
+
+    @staticmethod
+    def _bits(name: str, op: Op, value: int, dtype: DType, reverse: bool) -> str | None:
+        """Return why an immediate does not fit the data's bits, or shifts by too many."""
+        width = 8 * dtype.itemsize
+        amount = op.name in ("left_shift", "right_shift") and not reverse
+        low, high = (0, width - 1) if amount else (-(2 ** (width - 1)), 2**width - 1)
+        if low <= value <= high:
+            return None
+        return (
+            f"{name}={value!r} for {op!r} of {dtype} data; it must be {low} to {high}: write one "
+            "of those"
+        )
 
     def _engine(self, ops: Operands) -> str | None:
         names = [operator(t).name for t in (ops["op0"], ops["op1"]) if t is not None]
