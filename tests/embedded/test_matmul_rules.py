@@ -6,6 +6,7 @@ import nki.isa as nisa
 import nki.language as nl
 import pytest
 
+from nki_kernels.machine.errors import RuleViolation
 from tests.embedded.harness import Rule, by_name, check, hbm, ps, refused, sb, traced
 
 E4M3, E4M3FN, E5M2 = nl.float8_e4m3, nl.float8_e4m3fn, nl.float8_e5m2
@@ -141,6 +142,14 @@ def test_matmul_rule(rule):
     first, _, second = rule.target.partition("/")
     check(rule._replace(target=second or first, legal=lambda: None), "nc_matmul", __file__)
     traced(rule.legal, target=first)
+
+
+@pytest.mark.parametrize("size", [(0, 8), (-8, 8), (3, 8)])
+def test_a_tile_that_cannot_be_limits_nothing_else(size):
+    with pytest.raises(RuleViolation) as caught:
+        traced(tiled((0, 0), size, k=4))
+    assert f"tile_size {size}" in str(caught.value)
+    assert "contraction rows" not in str(caught.value)
 
 
 def test_moving_columns_may_fill_all_of_psum_on_gen4():

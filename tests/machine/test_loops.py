@@ -242,6 +242,16 @@ ERRORS = [
     ),
     (lambda t: nl.while_loop(1, print), KernelError, "init=1; it must be a register"),
     (
+        lambda t: nl.fori_loop(0, 2, None),
+        KernelError,
+        "nl.fori_loop: body_fun=None; it must be a function of one register: define it and pass",
+    ),
+    (
+        lambda t: nl.while_loop(nisa.register_alloc(1), 3),
+        KernelError,
+        "nl.while_loop: body_fun=3; it must be a function of one register",
+    ),
+    (
         lambda t: nl.while_loop(nisa.register_alloc(1), lambda r: None),
         KernelError,
         "the body returned None; it must return the next condition register",

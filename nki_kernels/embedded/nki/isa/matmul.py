@@ -76,7 +76,7 @@ class _MatmulSizes(Rule):
     def problem(self, ops: Operands) -> str | None:
         spec = ops.spec
         rows, columns = spec.partitions, spec.stationary_fmax
-        if _is_pair(ops["tile_size"]):
+        if ops["tile_size"] and _Tiling().problem(ops) is None:
             rows, columns = ops["tile_size"]
         double = 2 if work.mode_name(ops["perf_mode"]) == "double_row" else 1
         width = spec.moving_fmax

@@ -34,6 +34,14 @@ def _bound(value: Any, what: str) -> int:
     raise KernelError(f"nl.fori_loop: {what}={value!r}; it must be an int or a register")
 
 
+def _callable(body: Any, what: str) -> None:
+    if not callable(body):
+        raise KernelError(
+            f"{what}: body_fun={body!r}; it must be a function of one register: define it and pass "
+            "it uncalled"
+        )
+
+
 def fori_loop(
     lower: Any, upper: Any, body_fun: Callable[[VirtualRegister], object], step: int = 1
 ) -> None:
@@ -49,6 +57,7 @@ def fori_loop(
     left in them is poison, as nothing promises it.
     """
     run = current("nl.fori_loop")
+    _callable(body_fun, "nl.fori_loop")
     if isinstance(step, bool) or not isinstance(step, (int, np.integer)) or step < 1:
         raise KernelError(f"nl.fori_loop: step={step!r}; it must be a positive int")
 
@@ -67,6 +76,7 @@ def while_loop(
 ) -> None:
     """Run ``r = body_fun(r)`` on the device while r != 0, starting from ``r = init``."""
     run = current("nl.while_loop")
+    _callable(body_fun, "nl.while_loop")
     if not isinstance(init, VirtualRegister):
         raise KernelError(f"nl.while_loop: init={init!r}; it must be a register")
     state = [init]
