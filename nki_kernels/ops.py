@@ -155,7 +155,8 @@ def layer_norm(
             NEURON_PLATFORM_TARGET_OVERRIDE and, when that is unset, means trn2.
 
     Returns:
-        [N, H], a new array of dtype `out_dtype`. A row with a NaN or an infinity is NaN.
+        [N, H], a new array of dtype `out_dtype`. A row with a NaN or an infinity is NaN;
+        one whose squared deviations sum to more than float32 holds is the bias, or 0.
 
     Raises:
         ShapeError: sizes that differ, a wrong rank, a zero size, a strided array, or an H too
