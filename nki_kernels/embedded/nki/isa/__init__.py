@@ -28,8 +28,9 @@ from nki.isa.enums import (
     unknown_engine,
     vector_engine,
 )
-from nki.isa.gather import nc_stream_shuffle
+from nki.isa.gather import local_gather, nc_n_gather, nc_stream_shuffle
 from nki.isa.matmul import nc_matmul, nc_transpose
+from nki.isa.nonzero import nonzero_with_count, sequence_bounds, topk
 from nki.isa.reduction import (
     bn_aggr,
     bn_stats,
@@ -78,15 +79,18 @@ __all__ = [
     "get_nc_version",
     "gpsimd_engine",
     "iota",
+    "local_gather",
     "matmul_perf_mode",
     "max8",
     "memset",
     "nc_find_index8",
     "nc_match_replace8",
     "nc_matmul",
+    "nc_n_gather",
     "nc_stream_shuffle",
     "nc_transpose",
     "nc_version",
+    "nonzero_with_count",
     "oob_mode",
     "range_select",
     "reciprocal",
@@ -98,6 +102,7 @@ __all__ = [
     "scalar_engine",
     "scalar_tensor_tensor",
     "select_reduce",
+    "sequence_bounds",
     "tensor_copy",
     "tensor_copy_predicated",
     "tensor_engine",
@@ -106,6 +111,7 @@ __all__ = [
     "tensor_scalar_reduce",
     "tensor_tensor",
     "tensor_tensor_scan",
+    "topk",
     "unknown_engine",
     "vector_engine",
 ]
