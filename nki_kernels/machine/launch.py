@@ -25,6 +25,7 @@ from nki_kernels.machine.errors import (
     ShapeError,
     UninitializedRead,
 )
+from nki_kernels.machine.hazards import alias_errors
 from nki_kernels.machine.layout import MAX_DIMS, is_int
 from nki_kernels.machine.options import Options, default_options
 from nki_kernels.machine.placement import Placement, place
@@ -145,6 +146,9 @@ def _finish(trace: Trace, options: Options, bound: _Arguments, returned: Any) ->
             placement = place(trace)
         except DoesNotFit as error:
             bound.run.report(options.capacity, error)
+    if placement is not None and options.alias != "off":
+        for hazard in alias_errors(trace, placement):
+            bound.run.report(options.alias, hazard)
     arrays = tuple(None if t.mem.abstract else _values(t) for t in outputs)
     bound.write_back()
     converted = iter([bound.convert(t, a) for t, a in zip(outputs, arrays, strict=True)])

@@ -25,6 +25,7 @@ class Options:
         uninitialized: reads of memory nothing wrote.
         outputs: every element of a returned tensor was written.
         capacity: live tiles fit SBUF and PSUM.
+        alias: no read meets bytes last written through another tile at the same fixed address.
         precise_fp: keep 16- and 8-bit floats rounded; False holds them as float32, which separates
             an algorithm's error from rounding (`NKI_PRECISE_FP`).
     """
@@ -35,6 +36,7 @@ class Options:
     uninitialized: Level = "error"
     outputs: Level = "error"
     capacity: Level = "error"
+    alias: Level = "error"
     precise_fp: bool = True
 
     def __post_init__(self) -> None:
