@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from nki.isa import constants
 from nki.isa.activation import activation, activation_reduce
+from nki.isa.cumulative import tensor_partition_reduce, tensor_scalar_cumulative
 from nki.isa.dma import dma_copy, dma_transpose
 from nki.isa.dma_compute import dma_compute
 from nki.isa.elementwise import (
@@ -106,8 +107,10 @@ __all__ = [
     "tensor_copy",
     "tensor_copy_predicated",
     "tensor_engine",
+    "tensor_partition_reduce",
     "tensor_reduce",
     "tensor_scalar",
+    "tensor_scalar_cumulative",
     "tensor_scalar_reduce",
     "tensor_tensor",
     "tensor_tensor_scan",
