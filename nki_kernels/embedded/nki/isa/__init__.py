@@ -29,6 +29,7 @@ from nki.isa.enums import (
     unknown_engine,
     vector_engine,
 )
+from nki.isa.exponential import exponential
 from nki.isa.gather import local_gather, nc_n_gather, nc_stream_shuffle
 from nki.isa.matmul import nc_matmul, nc_transpose
 from nki.isa.nonzero import nonzero_with_count, sequence_bounds, topk
@@ -76,6 +77,7 @@ __all__ = [
     "dma_engine",
     "dma_transpose",
     "engine",
+    "exponential",
     "get_nc_sub_version",
     "get_nc_version",
     "gpsimd_engine",
