@@ -87,7 +87,7 @@ class Operator:
         roundings: roundings to the output dtype on the way to one output element.
         chain: upper bound on the float32 roundings that any one term of an output element's sum
             passes through, given how the hardware and the kernel add (see `tests/tolerance.py`).
-        configure: the tuning config for axes, dtype and core; never changes a result.
+        configure: the tuning config for axes, dtype and core; never changes the mathematics.
         reduced: a smaller problem that takes the same code path under the same config.
         kernel: the `@nki.jit` kernel.
         arguments: positional kernel arguments from inputs, options and config.
