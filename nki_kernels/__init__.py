@@ -20,6 +20,11 @@ __all__ = ["Abstract", "Profile", "__version__", "profile", "toolchain"]
 toolchain.activate()
 
 
+def __dir__() -> list[str]:
+    """List the public names, those that load on first use included."""
+    return sorted(__all__)
+
+
 def __getattr__(name: str) -> Any:
     """Load the profiler on first use: deciding the toolchain must stay cheap."""
     if name == "Abstract":

@@ -441,6 +441,14 @@ class NkiTensor(NKIObject, Views):
             "compile-time argument"
         )
 
+    def __eq__(self, other: object) -> bool:
+        """Identity, so that ``x == None`` works as kernels need it; values cannot be compared."""
+        if other is not None and not isinstance(other, NkiTensor):
+            self._no_value(f"== {other!r}")
+        return self is other
+
+    __hash__ = object.__hash__
+
     def __bool__(self) -> bool:
         self._no_value("a condition")
 

@@ -72,6 +72,13 @@ class Profile:
             "validated": timeline.validated,
         }
 
+    def __repr__(self) -> str:
+        total = self.timeline.total_ns / 1e3
+        return (
+            f"<Profile of {self.trace.kernel!r} on {self.trace.spec.name}: {total:.2f} us "
+            f"({_label(self.trace.spec, self.timeline)}), {len(self.trace)} instructions; print it>"
+        )
+
     def __str__(self) -> str:
         figures = self.summary()
         spec = self.trace.spec

@@ -139,3 +139,15 @@ def test_the_shares_of_a_transpose_add_up(side):
     (event,) = trace.events
     shares = sum(count * size for _, runs in event.work.descriptors for count, size in runs)
     assert shares == event.work.nbytes == 2 * side * side
+
+
+def test_a_tile_equals_none_or_itself_and_has_no_value_to_compare():
+    def kernel(x):
+        tile = loaded(x)
+        assert tile != None  # noqa: E711 - NKI has no `is`
+        assert tile == tile
+        assert tile != loaded(x)
+        return tile == 1
+
+    with pytest.raises(AbstractValue, match=r"== 1 needs the tile's values"):
+        run(kernel, np.ones((2, 2), np.float32))

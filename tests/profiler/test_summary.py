@@ -97,3 +97,13 @@ def test_an_unknown_target_is_named():
 def test_an_unknown_name_of_the_package_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'profil'"):
         _ = nki_kernels.profil
+
+
+def test_the_repr_is_one_line():
+    profile = nki_kernels.profile(product, X, Y, target="trn2")
+    assert repr(profile).startswith("<Profile of 'product' on trn2: ")
+    assert len(repr(profile).splitlines()) == 1
+
+
+def test_the_package_lists_what_it_loads_on_first_use():
+    assert {"Abstract", "Profile", "profile"} <= set(dir(nki_kernels))
