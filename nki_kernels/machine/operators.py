@@ -31,7 +31,6 @@ class Op:
         reduces: may be a reduction operator.
         activation: the Scalar engine's function of float32, or None.
         domain: inputs outside it give invalid results on hardware.
-        table: the activation-table set that holds the function (third-party observation).
     """
 
     name: str
@@ -41,7 +40,6 @@ class Op:
     reduces: bool = False
     activation: Kernel | None = None
     domain: tuple[float, float] = (-math.inf, math.inf)
-    table: str = "every"
 
     def __repr__(self) -> str:
         return f"nl.{self.name}"
@@ -181,35 +179,32 @@ _TABLE: tuple[Op, ...] = (
     Op("right_shift", _right_shift, kind="bitvec"),
     Op("invert", np.invert, arity=1, kind="bitvec"),
     Op("abs", np.abs, arity=1, activation=np.abs),
-    Op("square", np.square, arity=1, activation=np.square, table="copy"),
+    Op("square", np.square, arity=1, activation=np.square),
     Op("relu", _relu, arity=1, activation=_relu),
-    Op("rsqrt", _rsqrt, arity=1, activation=_rsqrt, domain=(2.0**-87, 2.0**97), table="copy"),
-    Op("reciprocal", _reciprocal, arity=1, activation=_reciprocal, table="reciprocal"),
+    Op("rsqrt", _rsqrt, arity=1, activation=_rsqrt, domain=(2.0**-87, 2.0**97)),
+    Op("reciprocal", _reciprocal, arity=1, activation=_reciprocal),
     Op("copy", activation=np.positive),
-    Op("exp", activation=np.exp, table="exp"),
-    Op("log", activation=np.log, domain=(2.0**-64, 2.0**64), table="log"),
-    Op("sqrt", activation=np.sqrt, domain=(2.0**-116, 2.0**118), table="sqrt"),
-    Op("sigmoid", activation=_sigmoid, table="sigmoid"),
-    Op("tanh", activation=np.tanh, table="tanh"),
-    Op("gelu", activation=lambda x: x * _phi(x), table="gelu"),
-    Op("gelu_dx", activation=_gelu_dx, table="gelu"),
-    Op("gelu_apprx_tanh", activation=_gelu_tanh, table="gelu"),
-    Op(
-        "gelu_apprx_sigmoid", activation=lambda x: x * _sigmoid(np.float32(1.702) * x), table="gelu"
-    ),
-    Op("gelu_apprx_sigmoid_dx", activation=_gelu_sigmoid_dx, table="gelu"),
-    Op("silu", activation=lambda x: x * _sigmoid(x), table="silu"),
-    Op("silu_dx", activation=_silu_dx, table="silu"),
-    Op("softplus", activation=_softplus, table="softplus"),
-    Op("mish", activation=lambda x: x * np.tanh(_softplus(x)), table="mish"),
-    Op("erf", activation=_erf, table="erf"),
+    Op("exp", activation=np.exp),
+    Op("log", activation=np.log, domain=(2.0**-64, 2.0**64)),
+    Op("sqrt", activation=np.sqrt, domain=(2.0**-116, 2.0**118)),
+    Op("sigmoid", activation=_sigmoid),
+    Op("tanh", activation=np.tanh),
+    Op("gelu", activation=lambda x: x * _phi(x)),
+    Op("gelu_dx", activation=_gelu_dx),
+    Op("gelu_apprx_tanh", activation=_gelu_tanh),
+    Op("gelu_apprx_sigmoid", activation=lambda x: x * _sigmoid(np.float32(1.702) * x)),
+    Op("gelu_apprx_sigmoid_dx", activation=_gelu_sigmoid_dx),
+    Op("silu", activation=lambda x: x * _sigmoid(x)),
+    Op("silu_dx", activation=_silu_dx),
+    Op("softplus", activation=_softplus),
+    Op("mish", activation=lambda x: x * np.tanh(_softplus(x))),
+    Op("erf", activation=_erf),
     Op(
         "erf_dx",
         activation=lambda x: np.float32(2 / math.sqrt(math.pi)) * np.exp(-x * x),
-        table="erf",
     ),
-    Op("sin", activation=_sin, domain=(-math.pi, math.pi), table="sin"),
-    Op("arctan", activation=np.arctan, domain=(-math.pi / 2, math.pi / 2), table="arctan"),
+    Op("sin", activation=_sin, domain=(-math.pi, math.pi)),
+    Op("arctan", activation=np.arctan, domain=(-math.pi / 2, math.pi / 2)),
     Op("sign", activation=np.sign),
     Op("bypass"),
     Op("average"),
