@@ -232,6 +232,8 @@ RULES = [
          ("axes=(0, 1) for src [4, 5]", "(1, 0), (2, 1, 0) and (3, 1, 2, 0)")),
     Rule("axes are a tuple", call(S(5, 4), S(4, 5), axes=[1, 0]), call(S(5, 4), S(4, 5), axes=1),
          ("axes=1",)),
+    Rule("axes are no NumPy number", call(S(5, 4), S(4, 5), axes=None),
+         call(S(5, 4), S(4, 5), axes=np.float32(1)), ("axes=np.float32(1.0)", "by rank")),
     Rule("rank", call(S(2, 1, 1, 3), S(3, 1, 1, 2)), call(S(2, 1), H(2, dtype=nl.float32)),
          ("axes=None for src [2]",)),
     Rule("exact shape", call(S(5, 4), S(4, 5)), call(S(4, 5), S(4, 5)),

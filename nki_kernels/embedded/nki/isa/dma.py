@@ -263,7 +263,8 @@ class _TransposeShape(Rule):
                 "dst has a run-time address; only src may have one: transpose into a tile, then "
                 "move it with dma_copy"
             )
-        if wanted is None or (axes is not None and axes != wanted):
+        known = axes is None or (isinstance(axes, tuple) and axes == wanted)
+        if wanted is None or not known:
             return (
                 f"axes={axes!r} for src {list(src.shape)}; supported are (1, 0), (2, 1, 0) and "
                 "(3, 1, 2, 0) by rank"
