@@ -64,6 +64,10 @@ def _parser() -> argparse.ArgumentParser:
     host = commands.add_parser("host", help="speed of the embedded NKI on this machine")
     host.add_argument("--json", type=Path, metavar="F", help="write the figures to F as well")
     host.set_defaults(command=_host)
+
+    validation = commands.add_parser("validate", help="the timing model against hardware")
+    validation.add_argument("--json", type=Path, metavar="F", help="write the readings to F too")
+    validation.set_defaults(command=_validate)
     return parser
 
 
@@ -105,6 +109,21 @@ def _host(arguments: argparse.Namespace) -> int:
     if arguments.json is not None:
         write_json(arguments.json, "host", results)
     return FAILED if any(result.within is False for result in results) else 0
+
+
+def _validate(arguments: argparse.Namespace) -> int:
+    if arguments.json is not None:
+        require_writable(arguments.json)
+    # Probes are kernels: `nki` must be importable, which only this command needs.
+    from bench.validate import KIND, PARTS, broken, ladders, report
+
+    readings = [
+        reading for _, found in _progress(PARTS, lambda part: part[0]) for reading in found()
+    ]
+    print(report(readings))
+    if arguments.json is not None:
+        write_json(arguments.json, KIND, [*readings, *ladders(readings)])
+    return FAILED if broken(readings) else 0
 
 
 def _entries(names: Sequence[str]) -> list[Entry]:

@@ -1,0 +1,118 @@
+"""The kernels of the validation compute what they say and move what their originals moved."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from bench.validate import whole
+from bench.validate.baselines import documented_ns, roofline_ns
+from bench.validate.run import Timed
+from nki_kernels.hardware import TRN2
+from nki_kernels.machine.launch import launch
+from nki_kernels.machine.options import Options
+from nki_kernels.machine.tensor import Abstract
+
+
+def integers(*shape):
+    return np.random.default_rng(7).integers(-3, 4, shape).astype(np.float32)
+
+
+def run(kernel, *args, **options):
+    return launch(kernel, args, {}, target="trn2", lnc=1, options=Options(**options))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "extra", "sizes"),
+    [
+        (whole.matmul_tiled, (), (256, 256, 1024)),
+        (whole.matmul_hoisted, (False,), (256, 256, 1024)),
+        (whole.matmul_hoisted, (True,), (256, 256, 1024)),
+        (whole.matmul_blocked, (), (1024, 2048, 1024)),
+        (whole.gemm, (1,), (256, 256, 384)),
+        (whole.gemm, (3,), (256, 256, 384)),
+    ],
+)
+def test_matmuls_are_exact_on_small_integers(kernel, extra, sizes):
+    k, m, n = sizes
+    a, b = integers(k, m), integers(k, n)
+    assert np.array_equal(run(kernel, a, b, *extra).outputs[0], a.T @ b)
+
+
+@pytest.mark.parametrize("rows", [5, 8, 17])
+def test_maxpool(rows):
+    x = integers(19, 40)
+    windows = np.lib.stride_tricks.sliding_window_view(x, (3, 3))
+    assert np.array_equal(run(whole.maxpool, x, rows).outputs[0], windows.max((2, 3)))
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_additions(ahead):
+    a, b = integers(128, 12), integers(128, 12) + 1
+    assert np.array_equal(run(whole.add_streamed, a, b, 4, ahead).outputs[0], a + b)
+    a, b = a.reshape(-1, 1), b.reshape(-1, 1)
+    assert np.array_equal(run(whole.add_tiled, a, b, 64, ahead).outputs[0], a + b)
+
+
+def dmas(kernel, *args):
+    timed = Timed(kernel, *args)
+    moved = timed.timeline.hbm_read_bytes + timed.timeline.hbm_write_bytes
+    return len(timed.find("dma_copy")), moved
+
+
+def test_counts_are_those_of_the_measured_kernels():
+    image = Abstract((4096, 4096), "float32")
+    assert dmas(whole.maxpool, image, 89) == (184, 268_271_632)
+    assert dmas(whole.maxpool, image, 128) == (128, 268_271_632)
+    square = Abstract((512, 512), "float32")
+    gemm = Timed(whole.gemm, square, square, 4)
+    # Each float32 nc_matmul is two MATMUL passes: 128 were counted.
+    assert len(gemm.find("nc_matmul")) * TRN2.pe.fp32_passes == 128
+    assert len(gemm.find("dma_copy")) == 33
+    wide = Abstract((128, 2000), "float32")
+    assert dmas(whole.add_streamed, wide, wide, 2000, False)[0] == 3
+    assert dmas(whole.add_streamed, wide, wide, 1000, False)[0] == 6
+
+
+def test_tutorial_versions_move_the_bytes_of_their_loops():
+    # 1/4, 1/4, 1/4 of the tutorial's K, M, N: every tile count of a version scales with its loops.
+    a, b = Abstract((2048, 1024), "float32"), Abstract((2048, 2048), "float32")
+    m, n, k = 8, 4, 16
+    left, right, out = 64 * 1024, 256 * 1024, 256 * 1024
+    tiled = m * n * k * (left + right) + m * n * out
+    assert dmas(whole.matmul_tiled, a, b) == (m * n * (2 * k + 1), tiled)
+    hoisted = m * k * left + m * n * k * right + m * n * out
+    for ahead in (False, True):
+        assert dmas(whole.matmul_hoisted, a, b, ahead) == (m * k + m * n * k + m * n, hoisted)
+
+
+def test_a_store_at_the_head_of_the_queue_is_what_the_diagnosis_removes():
+    column = Abstract((1280, 1), "float32")
+    waiting = Timed(whole.add_tiled, column, column, 128, False)
+    ahead = Timed(whole.add_tiled, column, column, 128, True)
+    assert len(waiting.trace) == len(ahead.trace)
+    assert ahead.total < waiting.total
+
+
+def test_the_roofline_is_the_larger_bound():
+    a, b = Abstract((1024, 2048), "float32"), Abstract((1024, 1024), "float32")
+    # 256 products of 128 x 128 x 512, in a form all floats here hold exactly.
+    flops = 2 * 1024 * 2048 * 1024
+    product = flops / 256 / (TRN2.peak_tflops("float32") * 1e3)
+    blocked = run(whole.matmul_blocked, a, b).trace
+    assert roofline_ns(blocked) == sum([product] * 256)
+    tiled = run(whole.matmul_tiled, a, b).trace
+    assert roofline_ns(tiled) == dmas(whole.matmul_tiled, a, b)[1] / TRN2.hbm_bytes_per_ns
+
+
+def test_documented_formulas_take_the_longest_engine():
+    wide = Abstract((128, 2000), "float32")
+    # One float32 addition from SBUF: 2 n cycles, longer than its three triggers.
+    trace = run(whole.add_streamed, wide, wide, 2000, False).trace
+    vector = 2 * 2000 / TRN2.vector.clock_ghz
+    moved = 3 * 128 * 2000 * 4 / TRN2.hbm_bytes_per_ns
+    assert documented_ns(trace) == max(vector, moved)
+    column = Abstract((1280, 1), "float32")
+    trace = run(whole.add_tiled, column, column, 128, False).trace
+    triggers = sum(event.opcode == "dma_copy" for event in trace)
+    assert documented_ns(trace) == triggers * TRN2.dma.hw_queue_ns
