@@ -97,7 +97,7 @@ def tutorial_readings() -> Iterator[Reading]:
     yield part("V01b", "  PE active", 28.16, run.active(Engine.tensor), "partly")
     yield part("V01b", "  DMA active", 28.12, run.active(Engine.dma), "held out", _ACTIVE)
     run = Timed(whole.matmul_hoisted, *operands, True)
-    yield _diagnosis("V01b", 28200.0, run, TUTORIAL)
+    yield _diagnosis("V01b", 28200.0, run, TUTORIAL, "partly")
     # 224 KiB a partition are live. The compiler spilled 0.34 GB; here it runs without a placement,
     # so without waits for reused memory.
     run = Timed(whole.matmul_blocked, *operands, options=Options(capacity="off"))
@@ -116,10 +116,10 @@ _ACTIVE = "the profile counts a DMA as active from its first descriptor on, the 
 _SPILLED = f"0.34 GB of spills are not modelled (about 0.9 ms); {_ACTIVE}"
 
 
-def _diagnosis(name: str, measured: float, run: Timed, source: str) -> Reading:
+def _diagnosis(name: str, measured: float, run: Timed, source: str, use: Use) -> Reading:
     """Return the same work with the next step's loads before the store: shown, not judged."""
     what = "  the same, next loads before the store"
-    return _kernel(name, what, measured, run.total, source=source, limit=None)
+    return _kernel(name, what, measured, run.total, source=source, use=use, limit=None)
 
 
 # -- C.3 -------------------------------------------------------------------------------------------
@@ -145,7 +145,9 @@ def pool_readings() -> Iterator[Reading]:
             active = run.active(Engine.vector)
             yield _kernel("V11", "  DVE active", 814.0, active, source=VOY, limit=SINGLE)
             active = run.active(Engine.dma)
-            yield _kernel("V11", "  DMA active", 986.0, active, source=VOY, limit=SINGLE)
+            yield _kernel(
+                "V11", "  DMA active", 986.0, active, source=VOY, use="partly", limit=SINGLE
+            )
 
 
 def gemm_readings() -> Iterator[Reading]:
@@ -228,7 +230,7 @@ def addition_readings() -> Iterator[Reading]:
             cause=_START if single else _BLOCKED,
         )
         if not single:
-            yield _diagnosis(name, measured, Timed(kernel, *arguments, True), CS149)
+            yield _diagnosis(name, measured, Timed(kernel, *arguments, True), CS149, use)
     wide = _float32(128, 2000)
     for name, columns, active, dma, vector in (
         ("V22e", 2000, 15.85, 9.15, 2.24),
