@@ -280,7 +280,7 @@ def _fusion_pairs() -> Iterator[Reading]:
 
 
 _ONE_COLUMN = (
-    "hardware needs as long for n=1 as for n=128: about 5.5 us beside the chain, in both forms. "
+    "hardware needs as long for n=1 as for n=128: about 6 us beside the chain, in both forms. "
     "4-byte DMA rows and a shortest stream (64 elements) are what n=1 has and the model lacks"
 )
 _BIAS = (
