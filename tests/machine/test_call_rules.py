@@ -151,3 +151,39 @@ def test_a_tile_equals_none_or_itself_and_has_no_value_to_compare():
 
     with pytest.raises(AbstractValue, match=r"== 1 needs the tile's values"):
         run(kernel, np.ones((2, 2), np.float32))
+
+
+HUGE = 10**400
+
+
+def multiplied(x):
+    nisa.tensor_scalar(dst=x, data=x, op0=nl.multiply, operand0=HUGE)
+
+
+def activated(x):
+    nisa.activation(dst=x, op=nl.exp, data=x, scale=HUGE)
+
+
+def replaced(x):
+    nisa.nc_match_replace8(dst=x, data=x, vals=x[:, 0:8], imm=HUGE)
+
+
+def indexed(x):
+    nisa.nc_match_replace8(dst=x, data=x, vals=x[:, 0:8], imm=0.0, dst_idx=1.0)
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (multiplied, "must be a number"),
+        (activated, "must be a number"),
+        (replaced, "must be a number"),
+        (indexed, "dst_idx=1.0; it must be None or a uint16 or uint32"),
+    ],
+)
+def test_numbers_no_float32_can_hold_and_stray_ones_are_refused(call, says):
+    def kernel(x):
+        call(loaded(x))
+
+    with pytest.raises(RuleViolation, match=says):
+        run(kernel, np.ones((2, 9), np.float32))

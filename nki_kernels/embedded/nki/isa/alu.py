@@ -120,9 +120,15 @@ class NumberOrVector(Rule):
         return f"`{self.operand}` a number or {'float32 ' if self.float32 else ''}[P, 1]"
 
 
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
+
+
 def is_number(value: Any) -> bool:
-    """Return True for Python and NumPy numbers; bool is none."""
-    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    """Return True for Python and NumPy numbers that become a float32; bool is none."""
+    if isinstance(value, int):
+        # A larger int has no float at all; a float beyond the range becomes an infinity.
+        return not isinstance(value, bool) and abs(value) <= _FLOAT32_MAX
+    return isinstance(value, (float, np.integer, np.floating))
 
 
 def kernel_of(op: Op) -> Kernel:

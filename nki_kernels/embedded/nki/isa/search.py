@@ -157,12 +157,14 @@ def nc_find_index8(
 
 @dataclass(frozen=True)
 class _Replacement(Rule):
-    """imm is a number."""
+    """imm is a number, dst_idx a tile or absent."""
 
     def problem(self, ops: Operands) -> str | None:
-        if is_number(ops["imm"]):
-            return None
-        return f"imm={ops['imm']!r}; it must be a number (float32)"
+        if not is_number(ops["imm"]):
+            return f"imm={ops['imm']!r}; it must be a number (float32)"
+        if ops["dst_idx"] is not None and ops.tensor("dst_idx") is None:
+            return f"dst_idx={ops['dst_idx']!r}; it must be None or a uint16 or uint32 [P, 8] tile"
+        return None
 
     def __str__(self) -> str:
         return "`imm` a number"
