@@ -7,6 +7,8 @@ and has removed since (they describe a steady stream of instructions, written fo
 
 from __future__ import annotations
 
+import math
+
 from nki_kernels.hardware.spec import CoreSpec, Engine
 from nki_kernels.machine.dtypes import as_dtype
 from nki_kernels.machine.trace import DmaWork, Event, PeWork, StreamWork, Trace
@@ -19,15 +21,16 @@ _ACCUMULATOR = 64
 def roofline_ns(trace: Trace) -> float:
     """Return max(FLOPs / peak of their dtype, HBM bytes / documented rate), in ns."""
     spec = trace.spec
-    flops_ns = 0.0
+    products = []
     moved = 0
     for event in trace:
         work = event.work
         if isinstance(work, PeWork) and work.mode == "matmul":
-            flops_ns += 2 * work.macs / (spec.peak_tflops(work.dtype) * 1e3)
+            products.append(2 * work.macs / (spec.peak_tflops(work.dtype) * 1e3))
         elif isinstance(work, DmaWork):
             moved += work.hbm_read_bytes + work.hbm_write_bytes
-    return max(flops_ns, moved / spec.hbm_bytes_per_ns)
+    # fsum: the same to the last bit under every Python (3.12 changed how sum adds floats).
+    return max(math.fsum(products), moved / spec.hbm_bytes_per_ns)
 
 
 def documented_ns(trace: Trace) -> float:
