@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from nki_kernels.kernels.norm import LayerNormConfig, RmsNormConfig
+from nki_kernels.kernels.norm import moments as moments_module
 from nki_kernels.kernels.norm import rows as rows_module
 from nki_kernels.machine.errors import NkiKernelsError
 from nki_kernels.operators import OPERATORS
@@ -69,14 +70,14 @@ def drop_the_last_chunk(patch):
         kept = (columns.shape[1] - 1) // chunk * chunk
         return real(op, columns[:, 0:kept], chunk, *args, **kwargs)
 
-    patch.piece("accumulate_rows", shorter)
+    patch.piece("accumulate_rows", shorter, module=moments_module)
 
 
 def drop_the_last_column(patch):
     def shorter(real, op, columns, *args, **kwargs):
         return real(op, columns[:, 0 : columns.shape[1] - 1], *args, **kwargs)
 
-    patch.piece("accumulate_rows", shorter)
+    patch.piece("accumulate_rows", shorter, module=moments_module)
 
 
 def count_the_first_chunk_twice(patch):
@@ -86,7 +87,7 @@ def count_the_first_chunk_twice(patch):
         real(op, columns[:, 0:chunk], chunk, extra, **kwargs)
         nisa.tensor_tensor(dst=total, data1=total, data2=extra, op=nl.add)
 
-    patch.piece("accumulate_rows", again)
+    patch.piece("accumulate_rows", again, module=moments_module)
 
 
 def divide_by_one_less(patch):
@@ -137,7 +138,7 @@ def round_the_sums(patch):
         real(op, columns, chunk, total, **kwargs)
         to_bfloat16(total)
 
-    patch.piece("accumulate_rows", rounded)
+    patch.piece("accumulate_rows", rounded, module=moments_module)
 
 
 def use_the_factor_of_the_first_rows(patch):
@@ -150,7 +151,7 @@ def use_the_factor_of_the_first_rows(patch):
         rows = (mine[1] if isinstance(mine, tuple) else mine).shape[0]
         return tuple(t[0:rows] for t in old) if isinstance(old, tuple) else old[0:rows]
 
-    patch.piece("_reciprocal_rms" if patch.op == "rms_norm" else "_merge", stale)
+    patch.piece("reciprocal_rms" if patch.op == "rms_norm" else "merge_moments", stale)
 
 
 # -- statistics of layer_norm ----------------------------------------------------------------------
@@ -164,7 +165,7 @@ def forget_the_mean(patch):
         nisa.memset(dst=mean, value=0.0)
         return mean, factor
 
-    patch.piece("_merge", uncentred)
+    patch.piece("merge_moments", uncentred)
 
 
 def drop_the_last_bn_stats(patch):
@@ -194,7 +195,7 @@ def square_about_zero(patch):
             kwargs["bias"] = None
         return real(op, *args, **kwargs)
 
-    patch.piece("accumulate_rows", about_zero)
+    patch.piece("accumulate_rows", about_zero, module=moments_module)
 
 
 # -- scaling and storing ---------------------------------------------------------------------------
@@ -337,8 +338,8 @@ def test_a_variance_that_cancels_is_rejected(h, monkeypatch):
         return real(tile, *args)
 
     patch = Patch("layer_norm", monkeypatch)
-    patch.piece("_merge", textbook)
-    patch.piece("_partial_statistics", remember)
+    patch.piece("merge_moments", textbook)
+    patch.piece("partial_moments", remember)
 
     def check(rows):
         inputs = (rows.astype(np.float32), weight, bias)

@@ -8,10 +8,11 @@ import nki
 import nki.isa as nisa
 import nki.language as nl
 
+from nki_kernels.kernels.norm.moments import merge_moments, moments_tile, partial_moments
 from nki_kernels.kernels.norm.rows import (
-    accumulate_rows,
     broadcast_rows,
     constant_column,
+    in_step,
     row_spans,
     spans,
     take_rows,
@@ -88,7 +89,7 @@ def layer_norm(x, weight, bias, eps, out_dtype, config):
     stats = []
     for index in range(len(row_tiles)):
         start, stop = row_tiles[index]
-        tile = take_rows(x, tiles, row_tiles, index, config)
+        (tile,) = take_rows((x,), tiles, row_tiles, index, config)
         if index == 0:
             # After the first rows: their statistics need neither.
             scale = broadcast_rows(weight, stop - start, config)
@@ -96,14 +97,14 @@ def layer_norm(x, weight, bias, eps, out_dtype, config):
         # Nothing precedes the first rows, so Vector is free to take all their statistics.
         by_vector = size if index == 0 else min(config.vector_stats, size)
         if index <= _TURNS:
-            stats.append(_statistics_tile(size, by_vector))
+            stats.append(moments_tile(size, by_vector))
         # The first rows have a tile of their own, the others take turns.
         turn = index if index <= _TURNS else 1 + (index - 1) % _TURNS
         partial = stats[turn][0 : stop - start, :]
-        _partial_statistics(tile, partial, by_vector, config)
+        partial_moments(tile, partial, by_vector, config)
         if config.lag > 0 and index > 0:
             _write_rows(y, waiting.pop(0), scale, shift, config)
-        mean, factor = _merge(partial, epsilon)
+        mean, factor = merge_moments(partial, epsilon)
         waiting.append((row_tiles[index], tile, mean, factor))
         if config.lag == 0:
             _write_rows(y, waiting.pop(0), scale, shift, config)
@@ -126,12 +127,8 @@ def _write_rows(y, rows, scale, shift, config):
     ]
     # In step with each other, GpSimd's first as the longest path: with all of one engine's columns
     # before the next one's, the tiles in flight would all wait for the slowest engine.
-    cuts = []
-    for share, engine in shares:
-        for number in range(len(share)):
-            cuts.append(((number + 0.5) / len(share), len(cuts), share[number], engine))
-    cuts.sort()
-    for _, _, (left, right), scales in cuts:
+    # GpSimd's first, as the longest path.
+    for left, right, scales in in_step(shares):
         scale_columns = None if scale is None else scale[0 : stop - start, left:right]
         shift_columns = None if shift is None else shift[0 : stop - start, left:right]
         result = nl.ndarray((stop - start, right - left), dtype=y.dtype, buffer=nl.sbuf)
@@ -140,45 +137,6 @@ def _write_rows(y, rows, scale, shift, config):
         # Behind the loads, not on GpSimd's queue: a trigger there holds GpSimd's own work back.
         mode = nisa.dge_mode.hwdge if config.hwdge else nisa.dge_mode.unknown
         nisa.dma_copy(dst=y[start:stop, left:right], src=result, dge_mode=mode)
-
-
-def _statistics_tile(size, by_vector):
-    """Return a [P, 3 * pieces] tile for partial statistics, the count of Scalar's in place.
-
-    Its users take turns, so that the count is written once and not per row tile.
-    """
-    pieces = 2 * len(spans(0, by_vector, nl.tile_size.bn_stats_fmax))
-    width = 3 * (pieces + (1 if by_vector < size else 0))
-    stats = nl.ndarray((nl.tile_size.pmax, width), dtype=nl.float32, buffer=nl.sbuf)
-    if by_vector < size:
-        nisa.memset(dst=stats[:, width - 3 : width - 2], value=float(size - by_vector))
-    return stats
-
-
-def _partial_statistics(tile, stats, by_vector, config):
-    """Fill `stats` with (count, mean, var * count) of pieces of each row, side by side."""
-    size, width = tile.shape[1], stats.shape[1]
-    cuts = spans(0, by_vector, nl.tile_size.bn_stats_fmax)
-    for number in range(len(cuts)):
-        left, right = cuts[number]
-        nisa.bn_stats(dst=stats[:, 6 * number : 6 * number + 6], data=tile[:, left:right])
-    if by_vector == size:
-        return
-    columns = tile[:, by_vector:size]
-    mean, deviations = stats[:, width - 2 : width - 1], stats[:, width - 1 : width]
-    accumulate_rows(nl.copy, columns, config.chunk, mean, scale=1.0 / (size - by_vector))
-    # (mean - x)^2: the sign is free, and the mean is a bias as it stands.
-    accumulate_rows(nl.square, columns, config.chunk, deviations, scale=-1.0, bias=mean)
-
-
-def _merge(stats, epsilon):
-    """Return the mean and 1 / sqrt(var + eps) of each row, [rows, 1] float32 each."""
-    rows = stats.shape[0]
-    merged = nl.ndarray((rows, 2), dtype=nl.float32, buffer=nl.sbuf)
-    nisa.bn_aggr(dst=merged, data=stats)
-    factor = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
-    nisa.activation(dst=factor, op=nl.rsqrt, data=merged[:, 1:2], bias=epsilon[0:rows, :])
-    return merged[:, 0:1], factor
 
 
 def _apply(result, columns, mean, factor, scale, shift, scales):

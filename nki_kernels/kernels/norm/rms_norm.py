@@ -8,8 +8,8 @@ import nki
 import nki.isa as nisa
 import nki.language as nl
 
+from nki_kernels.kernels.norm.moments import reciprocal_rms
 from nki_kernels.kernels.norm.rows import (
-    accumulate_rows,
     broadcast_rows,
     constant_column,
     row_spans,
@@ -65,11 +65,11 @@ def rms_norm(x, weight, eps, out_dtype, config):
     scale = None
     for index in range(len(row_tiles)):
         start, stop = row_tiles[index]
-        tile = take_rows(x, tiles, row_tiles, index, config)
+        (tile,) = take_rows((x,), tiles, row_tiles, index, config)
         if index == 0:
             # After the first rows: their statistics do not need it.
             scale = broadcast_rows(weight, stop - start, config)
-        factor = _reciprocal_rms(tile, epsilon, config)
+        factor = reciprocal_rms(tile, epsilon, config)
         width = config.piece if stop == rows else config.chunk
         for left, right in spans(0, size, width):
             result = nl.ndarray((stop - start, right - left), dtype=out_dtype, buffer=nl.sbuf)
@@ -87,13 +87,3 @@ def rms_norm(x, weight, eps, out_dtype, config):
                 )
             nisa.dma_copy(dst=y[start:stop, left:right], src=result)
     return y
-
-
-def _reciprocal_rms(tile, epsilon, config):
-    """Return 1 / sqrt(mean(tile^2) + eps), one float32 per row."""
-    rows, size = tile.shape
-    total = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
-    accumulate_rows(nl.square, tile, config.chunk, total)
-    factor = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
-    nisa.activation(dst=factor, op=nl.rsqrt, data=total, scale=1.0 / size, bias=epsilon[0:rows, :])
-    return factor

@@ -16,31 +16,53 @@ def spans(start, stop, size):
     return [(at, min(at + size, stop)) for at in range(start, stop, size)]
 
 
+def in_step(shares):
+    """Return (left, right, engine) of all shares [(spans, engine)], in step with each other.
+
+    With all of one engine's columns before the next one's, the tiles in flight would all wait for
+    the slowest engine. Of cuts at one moment the share named first comes first.
+    """
+    cuts = []
+    for share, engine in shares:
+        for number in range(len(share)):
+            cuts.append(((number + 0.5) / len(share), len(cuts), share[number], engine))
+    cuts.sort()
+    return [(left, right, engine) for _, _, (left, right), engine in cuts]
+
+
 def accumulate_rows(op, columns, chunk, total, scale=1.0, bias=None):
     """total[p] = sum over h of op(columns[p, h] * scale + bias[p]), on Scalar, float32.
 
-    The accumulator of Scalar spans the chunks; only the last call reads it out. The activated
-    values themselves go to a bfloat16 scratch tile: nobody reads them.
+    The accumulator of Scalar spans the chunks; only the last call reads it out.
     """
     cuts = spans(0, columns.shape[1], chunk)
     for number in range(len(cuts)):
         start, stop = cuts[number]
-        scratch = nl.ndarray((columns.shape[0], stop - start), dtype=nl.bfloat16, buffer=nl.sbuf)
-        first, last = number == 0, number == len(cuts) - 1
-        nisa.activation(
-            dst=scratch,
-            op=op,
-            data=columns[:, start:stop],
-            scale=scale,
-            bias=bias,
-            reduce_op=nl.add,
-            reduce_res=total if last else None,
-            reduce_cmd=nisa.reduce_cmd.reset_reduce if first else nisa.reduce_cmd.reduce,
-        )
+        result = total if number == len(cuts) - 1 else None
+        accumulate_chunk(op, columns[:, start:stop], result, number == 0, scale, bias)
 
 
-def take_rows(x, tiles, row_tiles, index, config):
-    """Return row tile `index` of x, having issued the loads of the next `ahead` as well.
+def accumulate_chunk(op, columns, total, first, scale=1.0, bias=None):
+    """Add the row sums of op(columns * scale + bias) to Scalar's accumulator, cleared if `first`.
+
+    `total` [rows, 1] receives the accumulator unless it is None. The activated values themselves
+    go to a bfloat16 scratch tile: nobody reads them.
+    """
+    scratch = nl.ndarray(columns.shape, dtype=nl.bfloat16, buffer=nl.sbuf)
+    nisa.activation(
+        dst=scratch,
+        op=op,
+        data=columns,
+        scale=scale,
+        bias=bias,
+        reduce_op=nl.add,
+        reduce_res=total,
+        reduce_cmd=nisa.reduce_cmd.reset_reduce if first else nisa.reduce_cmd.reduce,
+    )
+
+
+def take_rows(sources, tiles, row_tiles, index, config):
+    """Return row tile `index` of each source, having issued the loads of the next `ahead` as well.
 
     `tiles` holds what is loaded so far; call in order of `index`. With a load queue of their own
     (hardware descriptors) loads run ahead by themselves, as far as SBUF has room; behind a store
@@ -48,10 +70,10 @@ def take_rows(x, tiles, row_tiles, index, config):
     """
     while len(tiles) < min(index + 1 + config.ahead, len(row_tiles)):
         start, stop = row_tiles[len(tiles)]
-        tiles.append(load_rows(x, start, stop, config))
-    tile = tiles[index]
+        tiles.append([load_rows(source, start, stop, config) for source in sources])
+    found = tiles[index]
     tiles[index] = None
-    return tile
+    return found
 
 
 def load_rows(x, start, stop, config):
