@@ -8,7 +8,8 @@ from typing import Final
 
 from nki_kernels.hardware.spec import CoreSpec, Engine
 from nki_kernels.machine.costs import DmaMilestones
-from nki_kernels.machine.trace import ControlWork, DmaWork, Event
+from nki_kernels.machine.dependencies import QUEUES, STORE_QUEUE, queue_number
+from nki_kernels.machine.trace import ControlWork, Event
 
 BARRIERS: Final = ("loop_iteration", "barrier")
 
@@ -67,19 +68,26 @@ class Throttle:
 
 
 @dataclass(slots=True)
+class Pipe:
+    """What stands behind the queues of an engine: it is free from these times on."""
+
+    #: The engine itself.
+    free: float = 0.0
+    #: Its descriptor generator.
+    triggers: float = 0.0
+    trigger_busy: float = 0.0
+
+
+@dataclass(slots=True)
 class Queue:
     """One sequencer: its instructions in program order, and when it can take the next."""
 
-    engine: Engine
-    events: list[int]
+    number: int
+    pipe: Pipe
+    events: list[int] = field(default_factory=list)
     head: int = 0
     #: Instructions leave a queue in order, so none before the one ahead of it started.
     dispatched: float = 0.0
-    #: The pipe behind it is free.
-    free: float = 0.0
-    #: The descriptor generator behind it is free.
-    triggers: float = 0.0
-    trigger_busy: float = 0.0
 
 
 @dataclass(slots=True)
@@ -94,11 +102,12 @@ class Core:
 
     def __init__(self, number: int, spec: CoreSpec) -> None:
         self.number = number
-        self.segments: list[dict[Engine, list[int]]] = [{}]
+        self.segments: list[dict[int, list[int]]] = [{}]
         self.barriers: list[tuple[int, ControlWork]] = []
         self.segment = 0
         self.left = 0
-        self.queues: dict[Engine, Queue] = {}
+        self.pipes = [Pipe() for _ in range(STORE_QUEUE)]
+        self.queues = [Queue(n, self.pipes[n % STORE_QUEUE]) for n in range(QUEUES)]
         self.horizon = 0.0
         self.throttle = Throttle(spec)
         self.streaming = 0.0
@@ -119,8 +128,7 @@ class Core:
             self.barriers.append((number, work))
             self.segments.append({})
             return
-        queue = work.queue if isinstance(work, DmaWork) else event.engine
-        self.segments[-1].setdefault(queue, []).append(number)
+        self.segments[-1].setdefault(queue_number(event), []).append(number)
 
     def serve(self, cost: DmaMilestones, ready: float, pair: Pair | None) -> tuple[float, float]:
         """Pass the memory interfaces and the DMA engines; return (start, end) of the payload."""

@@ -1,10 +1,11 @@
 """When every event of a trace happens: in-order queues, shared servers, events in order of time.
 
 Each engine takes its instructions in program order, as soon as what they wait for has happened
-(`dependencies`). A DMA trigger stands in the queue of the engine that triggers it; its payload
-then passes the DMA engines, the memory interface of the core and, under LNC2, of the core pair,
-first come first served. Of all instructions that could be next the one that starts first is taken,
-so servers see their requests in order of time and the result is the same to the last bit every run.
+(`dependencies`). A DMA trigger stands in the queue of the engine that triggers it, or, where
+software writes the descriptors of a store, in a second queue of that engine; its payload then
+passes the DMA engines, the memory interface of the core and, under LNC2, of the core pair, first
+come first served. Of all instructions that could be next the one that starts first is taken, so
+servers see their requests in order of time and the result is the same to the last bit every run.
 
 The model is unvalidated: it has not yet been compared with whole kernels on hardware.
 """
@@ -28,13 +29,17 @@ from nki_kernels.machine.costs import (
     pe_timing,
     stream_timing,
 )
-from nki_kernels.machine.dependencies import Dependencies, Wait, split
+from nki_kernels.machine.dependencies import STORE_QUEUE, Dependencies, Wait, split
 from nki_kernels.machine.placement import Placement
 from nki_kernels.machine.servers import Core, Pair, Queue, Record, handoffs
 from nki_kernels.machine.stream_costs import COPIES
 from nki_kernels.machine.trace import DmaWork, Event, PeWork, StreamWork, Trace
 
 Floats = npt.NDArray[np.float64]
+
+
+#: Two queues with one engine behind them.
+_SHARED = (Engine.gpsimd, Engine.gpsimd + STORE_QUEUE)
 
 
 class Cause(enum.IntEnum):
@@ -174,10 +179,14 @@ class _Scheduler:
         self._pass_barriers()
         ready = self._ready
         while ready:
-            start, number, engine = heapq.heappop(ready)
+            start, number, place = heapq.heappop(ready)
             core = self.cores[number]
-            queue = core.queues[Engine(engine)]
+            queue = core.queues[place]
             event = queue.events[queue.head]
+            if place in _SHARED and self._free(core, queue, event)[0] > start:
+                # The other queue of this engine was served meanwhile.
+                self._offer(core, queue)
+                continue
             self._execute(core, queue, event, start)
             self.record.done[event] = 1
             core.horizon = max(core.horizon, self.record.result[event])
@@ -196,10 +205,8 @@ class _Scheduler:
         """Make the queues of the core's current segment available from `now` on."""
         segment = core.segments[core.segment]
         core.left = sum(len(events) for events in segment.values())
-        for engine, events in segment.items():
-            queue = core.queues.get(engine)
-            if queue is None:
-                queue = core.queues[engine] = Queue(engine, events)
+        for place, events in segment.items():
+            queue = core.queues[place]
             queue.events, queue.head = events, 0
             queue.dispatched = max(queue.dispatched, now)
             self._offer(core, queue)
@@ -222,19 +229,7 @@ class _Scheduler:
             moment += self._handoff[self.trace.events[other].engine][consumer]
             if moment > ready:
                 ready, cause, source = moment, _WAIT_CAUSE[split(edge)[1]], other
-        free, why = queue.dispatched, Cause.engine
-        if consumer is Engine.dma:
-            if queue.triggers > free:
-                free, why = queue.triggers, Cause.queue
-            mode = event.work.mode if isinstance(event.work, DmaWork) else ""
-            if mode != "dge_hw" and queue.free > free:
-                free, why = queue.free, Cause.engine
-        elif consumer is Engine.tensor:
-            # Weights load while the stream before still runs: start is that of the load.
-            load = self._pe(event.work, throttled=False).load
-            free = max(free, core.streaming, queue.free - load)
-        else:
-            free = max(free, queue.free)
+        free, why = self._free(core, queue, number)
         if free >= ready:
             ready, source = free, -1
             cause = why if queue.head or core.segment or free > 0.0 else Cause.launch
@@ -242,7 +237,25 @@ class _Scheduler:
                 cause, source = Cause.barrier, core.barriers[core.segment - 1][0]
         record.cause[number] = cause
         record.cause_event[number] = source
-        heapq.heappush(self._ready, (ready, core.number, queue.engine))
+        heapq.heappush(self._ready, (ready, core.number, queue.number))
+
+    def _free(self, core: Core, queue: Queue, number: int) -> tuple[float, Cause]:
+        """Return when the queue and what stands behind it can take an event, and what binds."""
+        event, pipe = self.trace.events[number], queue.pipe
+        work = event.work
+        free, why = queue.dispatched, Cause.engine
+        if isinstance(work, DmaWork):
+            if pipe.triggers > free:
+                free, why = pipe.triggers, Cause.queue
+            if work.mode != "dge_hw" and pipe.free > free:
+                free, why = pipe.free, Cause.engine
+        elif event.engine is Engine.tensor:
+            # Weights load while the stream before still runs: start is that of the load.
+            load = self._pe(work, throttled=False).load
+            free = max(free, core.streaming, pipe.free - load)
+        else:
+            free = max(free, pipe.free)
+        return free, why
 
     def _pass_barriers(self) -> None:
         """Take every barrier that has been reached; one between cores when all have reached it."""
@@ -299,7 +312,7 @@ class _Scheduler:
             end = start + control_ns(work, self.spec)
             self._write(number, start, end, end, end)
             core.busy[event.engine] += end - start
-            queue.dispatched, queue.free = start, end
+            queue.dispatched, queue.pipe.free = start, end
             self._note(f"sync.{work.kind}")
 
     def _write(self, number: int, start: float, issue: float, read: float, result: float) -> None:
@@ -317,7 +330,7 @@ class _Scheduler:
     def _run_pe(self, core: Core, queue: Queue, number: int, work: PeWork, start: float) -> None:
         """Load weights behind the stream before, stream, drain."""
         loaded = start + self._pe(work, throttled=False).load
-        stream = max(loaded, queue.free)
+        stream = max(loaded, queue.pipe.free)
         throttle = core.throttle
         throttle.advance(stream)
         cost = self._pe(work, throttled=throttle.on)
@@ -326,9 +339,9 @@ class _Scheduler:
         result = stream + cost.result
         if throttle.on and throttle.idle:
             result += cost.front
-        begin = max(start, queue.free)
+        begin = max(start, queue.pipe.free)
         self._write(number, begin, issue, issue, result)
-        queue.dispatched, queue.free, core.streaming = start, issue, stream
+        queue.dispatched, queue.pipe.free, core.streaming = start, issue, stream
         core.busy[Engine.tensor] += issue - begin
         if throttle.on:
             self.throttled += cost.issue
@@ -344,8 +357,9 @@ class _Scheduler:
         begin = self._collide(core, number, engine, cost, start)
         run = begin + self._load_table(core, event, work)
         self._write(number, begin, run + cost.issue, run + cost.read, run + cost.result)
-        queue.dispatched, queue.free = begin, run + cost.issue
-        core.busy[engine] += queue.free - begin
+        queue.dispatched = begin
+        queue.pipe.free = run + cost.issue
+        core.busy[engine] += run + cost.issue - begin
         self._occupy(core, number, engine, cost, run + cost.read)
         self._note(engine.name)
         if cost.estimated:
@@ -402,11 +416,12 @@ class _Scheduler:
     def _run_dma(self, core: Core, queue: Queue, number: int, work: DmaWork, start: float) -> None:
         """Trigger, wait for the servers, move, notify."""
         cost = dma_timing(work, self.spec)
-        queue.dispatched, queue.triggers = start, start + cost.queue
-        queue.trigger_busy += cost.queue
+        pipe = queue.pipe
+        queue.dispatched, pipe.triggers = start, start + cost.queue
+        pipe.trigger_busy += cost.queue
         if work.mode != "dge_hw":
             # Software writes these descriptors: the engine does nothing else meanwhile.
-            queue.free = max(queue.free, queue.triggers)
+            pipe.free = max(pipe.free, pipe.triggers)
         pair = self.pair if len(self.cores) > 1 else None
         service, end = core.serve(cost, start + cost.dispatch, pair)
         result = max(end, service + cost.latency) + cost.notify
@@ -449,7 +464,7 @@ class _Scheduler:
         busy = {n: max((c.busy[Engine[n]] for c in cores), default=0.0) for n in names}
         busy["dma"] = 0.0
         for core in cores:
-            queues = [queue.trigger_busy for queue in core.queues.values()]
+            queues = [pipe.trigger_busy for pipe in core.pipes]
             busy["dma"] = max(busy["dma"], core.memory_busy, *core.dma_busy, *queues)
         return busy
 
