@@ -52,7 +52,28 @@ def add_env(commands: Subparsers) -> None:
     parser.set_defaults(handler=lambda options: print_environment(as_json=options.json))
 
 
-COMMANDS: tuple[Callable[[Subparsers], None], ...] = (add_run, add_env)
+def add_lint(commands: Subparsers) -> None:
+    """Add ``lint FILE ... [--json] [--quiet]``."""
+    parser = commands.add_parser(
+        "lint",
+        help="say what NKI's frontends will refuse in a kernel's source, without running it",
+        description="Errors: what the tracer or every frontend refuses. Infos: what the parser "
+        "frontend (the default up to NKI 0.6) refuses, and what is deprecated. Exit code 1 if "
+        "there are errors.",
+    )
+    parser.add_argument("paths", nargs="+", metavar="FILE", help="Python files or directories")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--quiet", action="store_true", help="leave out the infos")
+    parser.set_defaults(handler=_lint)
+
+
+def _lint(options: argparse.Namespace) -> int:
+    from nki_kernels.lint import run_lint  # here: the other commands need no rules
+
+    return run_lint(options.paths, as_json=options.json, quiet=options.quiet)
+
+
+COMMANDS: tuple[Callable[[Subparsers], None], ...] = (add_run, add_env, add_lint)
 
 
 def run_script(script: str, args: Sequence[str]) -> int:

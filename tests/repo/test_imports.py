@@ -18,7 +18,7 @@ from tests.repo.source import EMBEDDED, python_files
 ALL_LIBRARY = frozenset(
     {
         "package", "hardware", "machine", "nki", "kernels", "operators", "ops", "profiler",
-        "torch_ops",
+        "torch_ops", "lint", "conformance",
     }
 )  # fmt: skip
 CORE_PACKAGES = frozenset({"numpy", "ml_dtypes"})
@@ -90,6 +90,15 @@ ROOMS = (
         CORE_PACKAGES | {"torch"},
         late=frozenset({"torch_neuronx"}),
         exact=True,
+    ),
+    # It reads names and signatures from the embedded nki, which it loads by name.
+    Room("lint", ("nki_kernels.lint",), frozenset({"lint", "package"})),
+    Room(
+        "conformance",
+        ("nki_kernels.conformance",),
+        frozenset({"conformance", "machine", "hardware", "package", "nki"}),
+        CORE_PACKAGES,
+        late=frozenset({"torch"}),  # AWS's references are written in it
     ),
     # ml_dtypes only adds NumPy's missing dtypes.
     Room("reference", ("reference",), frozenset({"reference"}), CORE_PACKAGES),
