@@ -26,6 +26,7 @@ from nki_kernels.machine.errors import (
     RuleViolation,
     ShapeError,
 )
+from nki_kernels.machine.generators import Xorwow
 from nki_kernels.machine.layout import MAX_DIMS, as_address, is_int
 from nki_kernels.machine.memory import Memory, uninitialized
 from nki_kernels.machine.options import NkiWarning, Options
@@ -118,6 +119,7 @@ class Run:
         trace: events and tiles so far (shared between the cores of an LNC2 launch).
         core: this core's number; lnc: cores in the launch; grid: True for a launch with a grid.
         act_accumulator, vector_accumulator: one float32 per partition; NaN until reset.
+        generators: pseudo random numbers of the engines that have used theirs.
         valueless: hidden state (by its name in events) that holds something without values.
     """
 
@@ -133,6 +135,7 @@ class Run:
         self.loops = 0
         self.act_accumulator = np.full(spec.partitions, np.nan, np.float32)
         self.vector_accumulator = np.full(spec.partitions, np.nan, np.float32)
+        self.generators: dict[Engine, Xorwow] = {}
         self.valueless: set[str] = set()
         self.registers = 0
         self.gridded = False

@@ -198,7 +198,7 @@ class Event:
     `engine` executes it (for a DMA: `Engine.dma`; the triggering queue is in the work record).
     `hidden_reads` and `hidden_writes` name state that is no tensor: "act_table" (with the function
     set in `work.function`), "act_accumulator", "vector_accumulator", "pe_stationary",
-    "shuffle_mask", "register:<n>".
+    "shuffle_mask", "vector_random", "gpsimd_random", "register:<n>".
     """
 
     __slots__ = (

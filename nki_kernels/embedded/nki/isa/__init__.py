@@ -33,6 +33,14 @@ from nki.isa.exponential import exponential
 from nki.isa.gather import local_gather, nc_n_gather, nc_stream_shuffle
 from nki.isa.matmul import nc_matmul, nc_transpose
 from nki.isa.nonzero import nonzero_with_count, sequence_bounds, topk
+from nki.isa.random import (
+    dropout,
+    rand2,
+    rand_get_state,
+    rand_set_state,
+    rng,
+    set_rng_seed,
+)
 from nki.isa.reduction import (
     bn_aggr,
     bn_stats,
@@ -76,6 +84,7 @@ __all__ = [
     "dma_copy",
     "dma_engine",
     "dma_transpose",
+    "dropout",
     "engine",
     "exponential",
     "get_nc_sub_version",
@@ -95,6 +104,9 @@ __all__ = [
     "nc_version",
     "nonzero_with_count",
     "oob_mode",
+    "rand2",
+    "rand_get_state",
+    "rand_set_state",
     "range_select",
     "reciprocal",
     "reduce_cmd",
@@ -102,10 +114,12 @@ __all__ = [
     "register_load",
     "register_move",
     "register_store",
+    "rng",
     "scalar_engine",
     "scalar_tensor_tensor",
     "select_reduce",
     "sequence_bounds",
+    "set_rng_seed",
     "tensor_copy",
     "tensor_copy_predicated",
     "tensor_engine",
