@@ -120,7 +120,8 @@ class Instruction:
     def violation(self, run: Run, problems: list[str]) -> RuleViolation:
         """Build the error that lists every broken rule of a call."""
         head = f"nisa.{self.name} at {where(run.kernel_site())}: "
-        return RuleViolation(head + "; and ".join(problems) + f" [{self.source}]")
+        document = self.source.partition("; cost")[0]
+        return RuleViolation(head + "; and ".join(problems) + f" [{document}]")
 
     def unusable(self, run: Run, args: tuple[Any, ...]) -> RuleViolation:
         """Build the error for an argument of a type no instruction takes (a list, an array ...)."""

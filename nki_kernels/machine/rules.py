@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
+
 from nki_kernels.hardware.spec import CoreSpec, Engine
 from nki_kernels.machine.dtypes import DType
 from nki_kernels.machine.tensor import NkiTensor
@@ -25,6 +27,8 @@ class Operands:
         self.values = dict(zip(names, args, strict=True))
         self.spec = spec
         self.engine = Engine.unknown
+        #: Operands in HBM that are refused already: one report each.
+        self.misplaced: set[str] = set()
 
     def __getitem__(self, name: str) -> Any:
         return self.values[name]
@@ -61,6 +65,7 @@ class Rule:
 class BufferIs(Rule):
     """The operand lives in one of the named memories."""
 
+    check: ClassVar[str] = "buffer"
     operand: str
     allowed: tuple[str, ...]
     remedy: str
@@ -72,7 +77,7 @@ class BufferIs(Rule):
 
     def problem(self, ops: Operands) -> str | None:
         view = ops.tensor(self.operand)
-        if view is None or memory(view) in self.allowed:
+        if view is None or memory(view) in self.allowed or self.operand in ops.misplaced:
             return None
         where = " or ".join(m.upper() for m in self.allowed)
         remedy = self.remedy or f"copy it to {self.allowed[0].upper()} first"
@@ -222,6 +227,7 @@ class PerPartition(Rule):
 class NotAllIn(Rule):
     """At least one of the operands lives outside `buffer`."""
 
+    check: ClassVar[str] = "buffer"
     buffer: str
     operands: tuple[str, ...]
 
@@ -244,15 +250,32 @@ class NotAllIn(Rule):
 
 @dataclass(frozen=True)
 class OnChipOperands(Rule):
-    """Every tensor operand is a tile in SBUF or PSUM, with at most four free dimensions."""
+    """Every tensor operand is a tile in SBUF or PSUM."""
+
+    check: ClassVar[str] = "buffer"
+
+    def problem(self, ops: Operands) -> str | None:
+        found = []
+        for name, view in ops.tensors():
+            if memory(view) == "hbm":
+                ops.misplaced.add(name)
+                remedy = "write a tile and store it" if name == "dst" else "load it"
+                found.append(
+                    f"{name} {list(view.shape)} is in HBM; compute engines reach SBUF and PSUM "
+                    f"only: {remedy} with dma_copy"
+                )
+        return "; and ".join(found) or None
+
+    def __str__(self) -> str:
+        return "tensor operands in SBUF or PSUM"
+
+
+@dataclass(frozen=True)
+class PartitionCount(Rule):
+    """A compute operand has no more partitions than the core."""
 
     def problem(self, ops: Operands) -> str | None:
         for name, view in ops.tensors():
-            if memory(view) == "hbm":
-                return (
-                    f"{name} {list(view.shape)} is in HBM; compute engines reach SBUF and PSUM "
-                    "only: load it with dma_copy first"
-                )
             if view.shape[0] > ops.spec.partitions:
                 return (
                     f"{name} partition dimension {view.shape[0]} exceeds maximum "
@@ -261,7 +284,44 @@ class OnChipOperands(Rule):
         return None
 
     def __str__(self) -> str:
-        return "tensor operands in SBUF or PSUM"
+        return "at most all partitions"
+
+
+#: An access pattern encodes the size of a free dimension in 16 bits, its step in 16 with a sign.
+LONGEST, FURTHEST = int(np.iinfo(np.uint16).max), int(np.iinfo(np.int16).max)
+
+
+@dataclass(frozen=True)
+class Encodable(Rule):
+    """The ISA has a field for every size and step of an operand's free dimensions.
+
+    Source: architecture guide, data access: a size is a uint16, a step an int16, in elements.
+    """
+
+    check: ClassVar[str] = "access_pattern"
+
+    def problem(self, ops: Operands) -> str | None:
+        for name, view in ops.tensors():
+            if memory(view) == "hbm":
+                continue
+            for dim, (extent, step) in enumerate(zip(view.shape, view.strides, strict=True)):
+                if dim == 0 or extent == 1:
+                    continue
+                if extent > LONGEST:
+                    return (
+                        f"{name} {list(view.shape)} has {extent} elements in dimension {dim}; an "
+                        f"access pattern counts to {LONGEST}: reshape it into more dimensions, or "
+                        "split it"
+                    )
+                if step > FURTHEST:
+                    return (
+                        f"{name} {list(view.shape)} steps {step} elements in dimension {dim}; an "
+                        f"access pattern steps at most {FURTHEST}: split the operand along it"
+                    )
+        return None
+
+    def __str__(self) -> str:
+        return f"free dimensions of at most {LONGEST} elements, steps of at most {FURTHEST}"
 
 
 @dataclass(frozen=True)
@@ -298,7 +358,9 @@ class StartPartition(Rule):
 
 @dataclass(frozen=True)
 class EngineReach(Rule):
-    """GpSimd reaches SBUF only; the Scalar engine of gen2 does not copy."""
+    """GpSimd reaches SBUF only."""
+
+    check: ClassVar[str] = "buffer"
 
     def problem(self, ops: Operands) -> str | None:
         if ops.engine is not Engine.gpsimd:
@@ -316,4 +378,10 @@ class EngineReach(Rule):
 
 
 #: Rules of every compute instruction (a DMA has its own).
-COMPUTE: tuple[Rule, ...] = (OnChipOperands(), EngineReach(), StartPartition())
+COMPUTE: tuple[Rule, ...] = (
+    OnChipOperands(),
+    PartitionCount(),
+    EngineReach(),
+    StartPartition(),
+    Encodable(),
+)

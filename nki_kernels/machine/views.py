@@ -458,7 +458,8 @@ class Views:
     def _outside(self, index: str, dim: int) -> OutOfBounds:
         return OutOfBounds(
             f"{self._what()}: index {index} is outside dimension {dim} of size {self.shape[dim]}; "
-            f"indices run from 0 to {self.shape[dim] - 1}, ends to {self.shape[dim]}"
+            f"indices run from {-self.shape[dim]} (counting from the end) to "
+            f"{self.shape[dim] - 1}, ends to {self.shape[dim]}"
         )
 
     def _dim(self, dim: int, what: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from nki.isa.enums import dge_mode as dge_modes
@@ -57,6 +57,8 @@ class _Dge(Rule):
 @dataclass(frozen=True)
 class _CopyTypes(Rule):
     """Converting copies need software; packed types are never converted."""
+
+    check: ClassVar[str] = "dma_dtype"
 
     def problem(self, ops: Operands) -> str | None:
         dst, src = ops["dst"].dtype, ops["src"].dtype
