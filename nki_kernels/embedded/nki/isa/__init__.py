@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nki.isa import constants
+from nki.isa.activate2 import activate2
 from nki.isa.activation import activation, activation_reduce
 from nki.isa.cumulative import tensor_partition_reduce, tensor_scalar_cumulative
 from nki.isa.dma import dma_copy, dma_transpose
@@ -73,6 +74,7 @@ __all__ = [
     "NkiInstruction",
     "NkiValidationError",
     "VirtualRegister",
+    "activate2",
     "activation",
     "activation_reduce",
     "affine_select",

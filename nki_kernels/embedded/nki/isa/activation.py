@@ -74,8 +74,8 @@ class _ActivationOperands(Rule):
         return "`op` an activation; `scale` a number or float32 [P, 1]; `reduce_op` nl.add"
 
 
-def _hidden(ops: Operands) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The function table is always needed; the accumulator as the command says."""
+def hidden(ops: Operands) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the hidden state read and written: always the table, else as the command says."""
     command = getattr(ops.values.get("reduce_cmd"), "name", "reset_reduce")
     reads = ["act_table"]
     if command == "reduce" or (command == "idle" and ops.tensor("reduce_res") is not None):
@@ -100,7 +100,7 @@ _RULES: tuple[Rule, ...] = (
     writes=("dst", "reduce_res"),
     rules=_RULES,
     cost=work.stream("activation", data=("data",), vectors=("bias", "scale"), function="op"),
-    hidden=_hidden,
+    hidden=hidden,
     source="nki.isa.activation; cost: max(64, N) cycles, +64 to read the accumulator (NKI 2.26)",
 )
 def activation(
@@ -140,7 +140,7 @@ def _reducing(ops: Operands) -> StreamWork:
     writes=("dst", "reduce_res"),
     rules=_RULES,
     cost=_reducing,
-    hidden=_hidden,
+    hidden=hidden,
     source="nki.isa.activation_reduce; cost: max(64, N) + 64 cycles (NKI 2.26), trn2 laws",
 )
 def activation_reduce(
