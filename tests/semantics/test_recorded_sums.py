@@ -1,7 +1,8 @@
 """tensor_reduce against what a NeuronCore returned, bit for bit.
 
-The record (`tests/data/README.md`) names NumPy's generator and a seed for the inputs, so they are made again
-here; a checksum proves that they are the same. Evidence for Vector, float32, 128 elements, trn1.
+The record (`tests/data/README.md`) names NumPy's generator and a seed for the inputs, so they are
+made again here; a checksum proves that they are the same. Evidence for Vector, float32, 128
+elements, trn1.
 """
 
 from __future__ import annotations
