@@ -46,6 +46,7 @@ from nki_kernels.machine.trace import (
 from nki_kernels.machine.trace import Memory as MemoryName
 
 if TYPE_CHECKING:
+    from nki_kernels.machine.cores import Team
     from nki_kernels.machine.instruction import Instruction, Plan
 
 _CURRENT: ContextVar[Run | None] = ContextVar("nki_run", default=None)
@@ -117,7 +118,9 @@ class Run:
         spec: the core it runs on.
         options: what is checked.
         trace: events and tiles so far (shared between the cores of an LNC2 launch).
-        core: this core's number; lnc: cores in the launch; grid: True for a launch with a grid.
+        core: this core's number; lnc: cores in the launch; gridded: True for one with a bracket.
+        team: the cores it meets (`cores`), None for a launch on one core; rank: its rank there.
+        label: what messages call it.
         act_accumulator, vector_accumulator: one float32 per partition; NaN until reset.
         generators: pseudo random numbers of the engines that have used theirs.
         valueless: hidden state (by its name in events) that holds something without values.
@@ -139,8 +142,9 @@ class Run:
         self.valueless: set[str] = set()
         self.registers = 0
         self.gridded = False
-        self.shared: dict[int, NkiTensor] = {}
-        self.shared_count = 0
+        self.team: Team | None = None
+        self.rank = 0
+        self.label = "core 0"
         self._boundary = boundary
         self._plans = _PLANS.setdefault((spec, options), {})
         self._pool: dict[int, list[Array]] = {}
@@ -190,14 +194,15 @@ class Run:
             row_bytes, partitions, address, len(self.trace.events), self.core, site, role,
             buffer is MemoryRegion.shared_hbm,
         )  # fmt: skip
-        if buffer is MemoryRegion.shared_hbm and role == "temp" and self.lnc > 1:
-            return self._share(tile, extents, kind, nbytes)
+        if self.team is not None and role == "temp" and buffer is MemoryRegion.shared_hbm:
+            return self.team.share(self, tile, extents, nbytes, kind)
         tiles.append(tile)
-        return self._tensor(tile, extents, kind, buffer, nbytes)
+        return self.tensor(tile, extents, kind, buffer, nbytes)
 
-    def _tensor(
+    def tensor(
         self, tile: Tile, extents: tuple[int, ...], kind: DType, buffer: MemoryRegion, nbytes: int
     ) -> NkiTensor:
+        """Return the unwritten tensor of a new tile."""
         mem = Memory(tile, buffer, nbytes, self._pool, self._products)
         mem.wide = not self.options.precise_fp and kind.is_float and kind.itemsize < 4
         mem.loop = self.loop
@@ -205,23 +210,6 @@ class Run:
         for dim in range(len(extents) - 2, -1, -1):
             strides[dim] = strides[dim + 1] * extents[dim + 1]
         return NkiTensor(mem, extents, tuple(strides), 0, kind)
-
-    def _share(self, tile: Tile, extents: tuple[int, ...], kind: DType, nbytes: int) -> NkiTensor:
-        """The n-th shared tensor is one tensor for both cores."""
-        at = self.shared_count
-        self.shared_count += 1
-        found = self.shared.get(at)
-        if found is None:
-            self.trace.tiles.append(tile)
-            found = self._tensor(tile, extents, kind, MemoryRegion.shared_hbm, nbytes)
-            self.shared[at] = found
-        elif found.shape != extents or found.dtype != kind:
-            raise KernelError(
-                f"nl.ndarray at {where(tile.site)}: core {self.core} allocates shared tensor {at} "
-                f"as {list(extents)} {kind}, core 0 as {list(found.shape)} {found.dtype}; both "
-                "cores must allocate the same shared tensors in the same order"
-            )
-        return found
 
     def _extents(self, shape: Any, buffer: MemoryRegion) -> tuple[int, ...]:
         if not isinstance(shape, (tuple, list)) or not all(is_int(n) for n in shape):

@@ -19,7 +19,7 @@ from nki_kernels.machine.core import Run
 from nki_kernels.machine.errors import RuleViolation
 from nki_kernels.machine.rules import Operands, Rule
 from nki_kernels.machine.tensor import NkiTensor
-from nki_kernels.machine.trace import Event, PeWork, Work, where
+from nki_kernels.machine.trace import Access, Event, PeWork, Site, Work, where
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -29,11 +29,11 @@ Cost = Callable[[Operands], Work]
 
 
 class NkiInstruction:
-    """The handle an instruction call returns."""
+    """The handle an instruction call returns; `event` is None where nothing had to be done."""
 
     __slots__ = ("event",)
 
-    def __init__(self, event: Event) -> None:
+    def __init__(self, event: Event | None) -> None:
         self.event = event
 
     def __repr__(self) -> str:
@@ -61,6 +61,29 @@ class Plan:
     handles_dynamic: bool
 
 
+@dataclasses.dataclass(slots=True)
+class Call:
+    """A call that meets other cores: what its body needs to take part, and the event it leaves.
+
+    Attributes:
+        run: the core that calls.
+        opcode: its name.
+        site: its kernel line.
+        engine: where it runs.
+        work: its cost.
+        extra: index tensors of run-time addresses.
+        event: what the body recorded; None if there was nothing to do.
+    """
+
+    run: Run
+    opcode: str
+    site: Site
+    engine: Engine
+    work: Work
+    extra: tuple[Access, ...]
+    event: Event | None = None
+
+
 @dataclasses.dataclass(frozen=True)
 class Instruction:
     """One declared instruction; see `instruction` for the fields."""
@@ -80,6 +103,7 @@ class Instruction:
     body: Callable[..., Any]
     handles_dynamic: bool
     many: str
+    meets: bool
 
     def plan(self, run: Run, args: tuple[Any, ...]) -> Plan:
         """Judge a call signature for the first time.
@@ -231,8 +255,40 @@ def {name}({signature}):
     run = _current.get()
     if run is None:
         run = _no_run("nisa.{name}")
-    return _handle(run.issue(_ins, ({number}, {key}), ({args},)))
+    event = {issue}, ({number}, {key}), ({args},))
+    if name is not None:
+        _named(run, name, event)
+    return _handle(event)
 """
+
+
+def meet(run: Run, ins: Instruction, key: Any, args: tuple[Any, ...]) -> Event | None:
+    """Check a call that waits for other cores; its body moves the values and records the event."""
+    try:
+        plan = run._plans.get(key)
+    except TypeError:
+        raise ins.unusable(run, args) from None
+    if plan is None:
+        plan = run._plans[key] = ins.plan(run, args)
+    extra: tuple[Access, ...] = ()
+    if any(args[at].dynamic is not None for at in plan.tensors):
+        args, extra, _ = run._resolve(plan, args)
+    for at in plan.reads:
+        if args[at].dynamic is None and not args[at].mem.is_written(args[at].region):
+            run._unwritten(plan, at, args[at])
+    call = Call(run, plan.opcode, run.site(2), plan.engine, plan.work, extra)
+    ins.body(call, *args)
+    return call.event
+
+
+def _named(run: Run, name: Any, event: Event | None) -> None:
+    """Remember the label of an instruction; `Kernel.with_schedule` refers to it."""
+    if not isinstance(name, str):
+        raise RuleViolation(
+            f"name={name!r} at {where(run.kernel_site())}; an instruction's name is a string"
+        )
+    if event is not None:
+        run.trace.names.setdefault((run.core, name), []).append(event)
 
 
 def instruction(
@@ -273,17 +329,19 @@ def instruction(
             own name, ``srcs[0]``. The body gets a tuple.
 
     The decorated function becomes the body, called as ``body(context, *operands)``; the entry point
-    has the published signature, that is the body's without `context`.
+    has the published signature, that is the body's without `context`. A body that waits for other
+    cores declares ``call: Call`` instead, moves the values itself and leaves its event there.
     """
 
     def declare(body: Callable[P, None]) -> Callable[..., NkiInstruction]:
-        params = list(inspect.signature(body).parameters.values())[1:]
+        context, *params = inspect.signature(body).parameters.values()
         names = tuple(p.name for p in params if p.name not in ("name", many))
         ins = Instruction(
             name=body.__name__, names=names, engines=engines,
             default=default or (lambda ops: engines[0]), reads=reads, writes=writes,
             updates=updates, rules=rules, cost=cost, hidden=hidden, state=state, source=source,
             body=body, handles_dynamic=handles_dynamic, many=many,
+            meets=context.annotation == "Call",
         )  # fmt: skip
         REGISTRY[ins.name] = ins
         return _entry(ins, params, unkeyed, lists)
@@ -301,7 +359,7 @@ def _entry(
     space: dict[str, Any] = {
         "_current": core._CURRENT, "_no_run": core.current, "_ins": ins, "_T": NkiTensor,
         "_handle": NkiInstruction, "_frozen": _frozen, "_kinds": _kinds, "_listed": _listed,
-        "_signatures": _signatures,
+        "_signatures": _signatures, "_meet": meet, "_named": _named,
     }  # fmt: skip
     signature, keys, args = [], [], []
     last: list[str] = []
@@ -331,7 +389,7 @@ def _entry(
             keys.append(f"({plain},)" if p.name in unkeyed or p.name in lists else plain)
     code = _ENTRY.format(
         name=ins.name, signature=", ".join(signature), number=len(REGISTRY), key=", ".join(keys),
-        args=", ".join(args + last),
+        args=", ".join(args + last), issue="_meet(run, _ins" if ins.meets else "run.issue(_ins",
     )  # fmt: skip
     # A generated entry point, not a wrapper taking *args: binding by inspect costs more than the
     # whole budget of an instruction.

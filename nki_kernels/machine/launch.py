@@ -5,32 +5,26 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import ml_dtypes
 import numpy as np
 
 from nki_kernels.hardware import spec_for
 from nki_kernels.hardware.spec import CoreSpec
 from nki_kernels.machine import core
+from nki_kernels.machine.arguments import Arguments, like, values
 from nki_kernels.machine.core import Run
-from nki_kernels.machine.dtypes import Array, as_dtype
-from nki_kernels.machine.errors import (
-    DoesNotFit,
-    DtypeError,
-    KernelError,
-    ShapeError,
-    UninitializedRead,
-)
+from nki_kernels.machine.cores import Team
+from nki_kernels.machine.dtypes import Array
+from nki_kernels.machine.errors import DoesNotFit, KernelError
 from nki_kernels.machine.hazards import alias_errors
-from nki_kernels.machine.layout import MAX_DIMS, is_int
+from nki_kernels.machine.layout import is_int
 from nki_kernels.machine.options import Options, default_options
 from nki_kernels.machine.placement import Placement, place
-from nki_kernels.machine.tensor import Abstract, MemoryRegion, NkiTensor
-from nki_kernels.machine.trace import Trace, where
+from nki_kernels.machine.tensor import NkiTensor
+from nki_kernels.machine.trace import Trace
 
 if TYPE_CHECKING:
     from nki_kernels.machine.timeline import Timeline
@@ -105,54 +99,99 @@ def launch(
     Raises:
         NkiKernelsError: for every mistake of the kernel or the call. Then no argument has changed.
     """
-    function, bracket = _unwrap(kernel)
-    spec = target if isinstance(target, CoreSpec) else spec_for(target or current_target())
-    cores = _cores(lnc, bracket)
-    chosen = options or default_options()
-    trace = Trace(kernel=getattr(function, "__name__", "kernel"), spec=spec, lnc=cores)
-    shared: dict[int, NkiTensor] = {}
-    bound = _Arguments(function, trace.kernel)
-    returned: Any = None
-    for number in range(cores):
-        run = Run(spec, chosen, trace, _enter.__code__, number)
-        run.shared = shared
-        run.gridded = bracket is not None
-        if number == 0:
-            tensors = bound.bind(run, args, kwargs or {})
+    job = Job(kernel, args, kwargs or {}, target=target, lnc=lnc, options=options)
+    returned = run_cores([job])
+    job.examine(returned[0])
+    return job.deliver()
+
+
+class Job:
+    """A launch in three steps: arguments bound, cores run (elsewhere), results judged and returned.
+
+    Several jobs are the ranks of one world: all are judged before the first one delivers.
+    """
+
+    def __init__(
+        self,
+        kernel: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        target: str | CoreSpec | None,
+        lnc: int | None,
+        options: Options | None,
+    ) -> None:
+        self.function, bracket = _unwrap(kernel)
+        spec = target if isinstance(target, CoreSpec) else spec_for(target or current_target())
+        self.options = options or default_options()
+        name = getattr(self.function, "__name__", "kernel")
+        self.trace = Trace(kernel=name, spec=spec, lnc=_cores(lnc, bracket))
+        self.placement: Placement | None = None
+        self.runs: list[Run] = []
+        for number in range(self.trace.lnc):
+            run = Run(spec, self.options, self.trace, _enter.__code__, number)
+            run.gridded = bracket is not None
+            self.runs.append(run)
+        self._bound = Arguments(self.function, name)
+        self._tensors = self._bound.bind(self.runs[0], args, kwargs)
+        self._returned: Any = None
+        self._outputs: list[NkiTensor] = []
+        self._changed: list[tuple[NkiTensor, Array]] = []
+
+    def execute(self, run: Run) -> Any:
+        """Run the kernel on one core; return what it returned."""
         token = core._CURRENT.set(run)
         try:
             with np.errstate(all="ignore"):
-                result = _enter(function, *tensors)
+                return _enter(self.function, *self._tensors)
         finally:
             core._CURRENT.reset(token)
-        returned = result if number == 0 else returned
-    with np.errstate(all="ignore"):
-        return _finish(trace, chosen, bound, returned)
+
+    def examine(self, returned: Any) -> None:
+        """Judge outputs, capacity and the checks made on the whole trace; nothing is written."""
+        options, trace, bound = self.options, self.trace, self._bound
+        self._returned = returned
+        with np.errstate(all="ignore"):
+            _collect(returned, self._outputs, trace.kernel)
+            for tensor in self._outputs:
+                bound.check_output(tensor, options)
+            if options.capacity != "off":
+                try:
+                    self.placement = place(trace)
+                except DoesNotFit as error:
+                    bound.run.report(options.capacity, error)
+            if self.placement is not None and options.alias != "off":
+                for hazard in alias_errors(trace, self.placement):
+                    bound.run.report(options.alias, hazard)
+            self._changed = bound.changed()
+
+    def deliver(self) -> Launch:
+        """Write the caller's arrays and return the results."""
+        with np.errstate(all="ignore"):
+            arrays = tuple(None if t.mem.abstract else values(t) for t in self._outputs)
+            for tensor, array in self._changed:
+                np.copyto(array, values(tensor))
+            pairs = zip(self._outputs, arrays, strict=True)
+            converted = iter([self._bound.convert(t, a) for t, a in pairs])
+            result = _rebuild(self._returned, converted)
+        return Launch(result, arrays, self.trace, self.placement)
+
+
+def run_cores(jobs: list[Job]) -> list[Any]:
+    """Execute every core of every job; return what core 0 of each returned.
+
+    One core runs in the caller's thread, several take turns (`crew`).
+    """
+    if len(jobs) == 1 and len(jobs[0].runs) == 1:
+        return [jobs[0].execute(jobs[0].runs[0])]
+    team = Team([job.runs for job in jobs])
+    every = team.execute(lambda run: jobs[run.rank].execute(run))
+    return [every[at * len(jobs[0].runs)] for at in range(len(jobs))]
 
 
 def _enter(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The frame below which call sites are no kernel lines."""
     return function(*args, **kwargs)
-
-
-def _finish(trace: Trace, options: Options, bound: _Arguments, returned: Any) -> Launch:
-    outputs: list[NkiTensor] = []
-    _collect(returned, outputs, trace.kernel)
-    for tensor in outputs:
-        bound.check_output(tensor, options)
-    placement = None
-    if options.capacity != "off":
-        try:
-            placement = place(trace)
-        except DoesNotFit as error:
-            bound.run.report(options.capacity, error)
-    if placement is not None and options.alias != "off":
-        for hazard in alias_errors(trace, placement):
-            bound.run.report(options.alias, hazard)
-    arrays = tuple(None if t.mem.abstract else _values(t) for t in outputs)
-    bound.write_back()
-    converted = iter([bound.convert(t, a) for t, a in zip(outputs, arrays, strict=True)])
-    return Launch(_rebuild(returned, converted), arrays, trace, placement)
 
 
 def _unwrap(kernel: Any) -> tuple[Callable[..., Any], int | None]:
@@ -181,194 +220,6 @@ def _environment_lnc() -> int:
     return int(raw)
 
 
-def _is_torch(value: Any) -> bool:
-    torch = sys.modules.get("torch")  # whoever passes a tensor has imported it
-    return torch is not None and isinstance(value, torch.Tensor)
-
-
-def _from_torch(value: Any, name: str) -> Array:
-    """Return a NumPy view of a CPU torch tensor, 16- and 8-bit floats included."""
-    torch = sys.modules["torch"]
-    tensor = value.detach()
-    if tensor.device.type != "cpu":
-        raise KernelError(f"{name}: tensor on {tensor.device}; the embedded NKI takes CPU tensors")
-    hosts = {
-        "torch.bfloat16": (torch.int16, ml_dtypes.bfloat16),
-        "torch.float8_e4m3fn": (torch.uint8, ml_dtypes.float8_e4m3fn),
-        "torch.float8_e5m2": (torch.uint8, ml_dtypes.float8_e5m2),
-    }
-    special = hosts.get(str(tensor.dtype))
-    if special is None:
-        array: Array = tensor.numpy()
-        return array
-    bits, host = special
-    return np.asarray(tensor.view(bits).numpy()).view(host)
-
-
-def _to_torch(array: Array) -> Any:
-    torch = sys.modules["torch"]
-    names = {"bfloat16": torch.bfloat16, "float8_e4m3fn": torch.float8_e4m3fn}
-    names["float8_e5m2"] = torch.float8_e5m2
-    special = names.get(array.dtype.name)
-    if array.dtype == ml_dtypes.float8_e4m3:
-        raise DtypeError(
-            "kernel result of dtype float8_e4m3: torch has no such type (its float8_e4m3fn has no "
-            "infinities); return float8_e5m2, bfloat16 or the bits as uint8, or pass NumPy arrays"
-        )
-    if special is None:
-        return torch.from_numpy(array)
-    bits = np.int16 if array.dtype.itemsize == 2 else np.uint8
-    return torch.from_numpy(array.view(bits)).view(special)
-
-
-class _Arguments:
-    """The caller's arrays and the HBM tensors that stand for them."""
-
-    def __init__(self, function: Callable[..., Any], kernel: str) -> None:
-        self.function = function
-        self.kernel = kernel
-        self.torch = False
-        self.run: Run
-        self.bound: list[tuple[NkiTensor, Any, Array | None]] = []
-
-    def bind(
-        self, run: Run, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the arguments with arrays replaced by HBM tensors."""
-        self.run = run
-        code = getattr(self.function, "__code__", None)
-        names = [] if code is None else list(code.co_varnames[: code.co_argcount])
-        names += [f"argument {i}" for i in range(len(names), len(args))]
-        new_args = tuple(self._bind(run, n, a) for n, a in zip(names, args, strict=False))
-        new_kwargs = {n: self._bind(run, n, a) for n, a in kwargs.items()}
-        self._annotations(dict(zip(names, new_args, strict=False)) | new_kwargs)
-        return new_args, new_kwargs
-
-    def _bind(self, run: Run, name: str, value: Any) -> Any:
-        if isinstance(value, (tuple, list)):
-            bound = [self._bind(run, f"{name}[{i}]", v) for i, v in enumerate(value)]
-            same = all(new is old for new, old in zip(bound, value, strict=True))
-            return value if same else _like(value, bound)
-        if isinstance(value, (np.ndarray, Abstract)) or _is_torch(value):
-            return self._tensor(run, name, value)
-        return value
-
-    def _tensor(self, run: Run, name: str, value: Any) -> NkiTensor:
-        what = f"kernel {self.kernel!r}, argument {name!r}"
-        array: Array | None = None
-        if not isinstance(value, Abstract):
-            if _is_torch(value):
-                self.torch = True
-                array = _from_torch(value, what)
-            else:
-                array = value
-        shape = value.shape if array is None else array.shape
-        dtype = value.dtype if array is None else array.dtype
-        if not 1 <= len(shape) <= MAX_DIMS or min(shape) < 1:
-            raise ShapeError(
-                f"{what}: shape {list(shape)}; a kernel argument has 1 to {MAX_DIMS} dimensions of "
-                "size >= 1: reshape it, or leave the call out where there is nothing to do"
-            )
-        try:
-            kind = as_dtype(dtype)
-        except DtypeError as error:
-            raise DtypeError(f"{what}: {error}") from None
-        region = MemoryRegion.private_hbm if run.lnc == 1 else MemoryRegion.shared_hbm
-        tensor = run.allocate(shape, kind, region, name=name, role="input")
-        mem = tensor.mem
-        mem.fill()
-        if array is None:
-            mem.abstract = True
-        elif mem.wide:
-            mem.materialise()
-            mem.array(tensor.region, kind.host)[...] = array
-        else:
-            mem.data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-            mem.borrowed = True
-        self.bound.append((tensor, value, array))
-        return tensor
-
-    def _annotations(self, given: dict[str, Any]) -> None:
-        for name, stated in getattr(self.function, "__annotations__", {}).items():
-            note = _evaluated(stated, self.function)
-            expected = getattr(note, "shape", None)
-            tensor = given.get(name)
-            if not isinstance(tensor, NkiTensor) or type(note).__name__ != "TensorAnnotation":
-                continue
-            if expected is not None and tuple(expected) != tensor.shape:
-                raise ShapeError(
-                    f"kernel {self.kernel!r}, argument {name!r}: shape {list(tensor.shape)}; it is "
-                    f"annotated {note!r}"
-                )
-
-    def check_output(self, tensor: NkiTensor, options: Options) -> None:
-        """Refuse outputs that are not in shared HBM or not wholly written."""
-        tile = tensor.mem.tile
-        if tile.memory != "hbm":
-            raise KernelError(
-                f"kernel {self.kernel!r} returns {tensor!r}, a tile on chip; copy it to an HBM "
-                "tensor (buffer=nl.shared_hbm) with dma_copy and return that"
-            )
-        if tile.role == "input":
-            return
-        if tensor.buffer is not MemoryRegion.shared_hbm:
-            raise KernelError(
-                f"kernel {self.kernel!r} returns {tensor!r}, allocated at {where(tile.site)} in "
-                "private HBM; outputs are allocated with buffer=nl.shared_hbm"
-            )
-        tile.role = "output"
-        if options.outputs != "off" and not tensor.mem.is_written(tensor.region):
-            mask = tensor.mem.written_mask(tensor.region)
-            first = [int(i) for i in np.argwhere(~mask)[0]]
-            error = UninitializedRead(
-                f"kernel {self.kernel!r}: output {tensor!r} allocated at {where(tile.site)} has "
-                f"{int(mask.size - mask.sum())} of {mask.size} elements that no instruction wrote "
-                f"(first at {first}); write them, or return only what was written"
-            )
-            self.run.report(options.outputs, error)
-
-    def write_back(self) -> None:
-        """Copy what the kernel changed into the caller's arrays, all or nothing."""
-        changed = [(t, a) for t, _, a in self.bound if a is not None and self._changed(t, a)]
-        for tensor, array in changed:
-            if not array.flags.writeable:
-                raise KernelError(
-                    f"kernel {self.kernel!r} writes to argument {tensor.name!r}, but the array is "
-                    "read-only; pass a writable copy"
-                )
-        for tensor, array in changed:
-            np.copyto(array, _values(tensor))
-
-    def _changed(self, tensor: NkiTensor, array: Array) -> bool:
-        if tensor.mem.abstract or tensor.mem.borrowed:
-            return False
-        return not tensor.mem.wide or not np.array_equal(_values(tensor), array, equal_nan=False)
-
-    def convert(self, tensor: NkiTensor, array: Array | None) -> Any:
-        """Return an output in the caller's type; a returned input is the caller's own object."""
-        for bound, value, _ in self.bound:
-            if bound.mem is tensor.mem and bound.region == tensor.region:
-                return value
-        if array is None:
-            return Abstract(tensor.shape, tensor.dtype)
-        return _to_torch(array) if self.torch else array
-
-
-def _evaluated(note: Any, function: Callable[..., Any]) -> Any:
-    """Return an annotation; ``from __future__ import annotations`` leaves it a string."""
-    if not isinstance(note, str) or "tensor" not in note:
-        return note
-    try:
-        return eval(note, getattr(function, "__globals__", {}))
-    except (NameError, AttributeError, TypeError, SyntaxError):
-        return None  # an annotation for type checkers only
-
-
-def _values(tensor: NkiTensor) -> Array:
-    values: Array = tensor.mem.array(tensor.region, tensor.dtype.host)
-    return values.astype(tensor.dtype.host, copy=True)
-
-
 def _collect(returned: Any, outputs: list[NkiTensor], kernel: str) -> None:
     if isinstance(returned, NkiTensor):
         outputs.append(returned)
@@ -386,13 +237,8 @@ def _rebuild(returned: Any, converted: Any) -> Any:
     if isinstance(returned, NkiTensor):
         return next(converted)
     if isinstance(returned, (tuple, list)):
-        return _like(returned, [_rebuild(item, converted) for item in returned])
+        return like(returned, [_rebuild(item, converted) for item in returned])
     return returned
-
-
-def _like(sequence: Any, items: list[Any]) -> Any:
-    """Return `items` as the type of `sequence`: list, tuple or named tuple."""
-    return getattr(type(sequence), "_make", type(sequence))(items)
 
 
 class Kernel:

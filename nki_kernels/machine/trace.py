@@ -238,13 +238,18 @@ class Event:
 
 @dataclass(slots=True)
 class Trace:
-    """All events and tiles of one kernel launch, in program order (core 0 first under LNC2)."""
+    """All events and tiles of one kernel launch, in program order of each core.
+
+    Under LNC2 the cores take turns: what one did between two exchanges stands together. `names`
+    holds the instructions that carry a label, by core and label.
+    """
 
     kernel: str
     spec: CoreSpec
     lnc: int = 1
     events: list[Event] = field(default_factory=list)
     tiles: list[Tile] = field(default_factory=list)
+    names: dict[tuple[int, str], list[Event]] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Event]:
         return iter(self.events)

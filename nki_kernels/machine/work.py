@@ -198,6 +198,29 @@ def dma_compute(ops: Operands) -> DmaWork:
     )
 
 
+def sendrecv(ops: Operands) -> DmaWork:
+    """Cost of a tile sent from this core's SBUF to the other's.
+
+    Its queue is not documented beyond "any engine"; GpSimd's, as for every DMA without a name (and
+    as documented for ``dma_engine.gpsimd_dma``).
+    """
+    src, dst = ops["src"], ops["dst"]
+    wire = src.dtype.itemsize
+    run = math.gcd(contiguous_run(src), contiguous_run(dst)) * wire
+    return DmaWork(
+        kind="copy",
+        nbytes=src.size * wire,
+        src="sbuf",
+        dst="sbuf",
+        descriptors=_descriptors(src, dst, run, ops.spec),
+        queue=Engine.gpsimd,
+        mode="dge_sw",
+        hbm_read_bytes=0,
+        hbm_write_bytes=0,
+        itemsize=wire,
+    )
+
+
 def queue_of(ops: Operands) -> tuple[Engine, Literal["dge_sw", "dge_hw", "static"]]:
     """Return the engine whose queue triggers a DMA, and how its descriptors are made.
 

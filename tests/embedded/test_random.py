@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nki_kernels.machine.generators import Xorwow
-from nki_kernels.machine.launch import Abstract, launch
+from nki_kernels.machine.launch import launch
+from nki_kernels.machine.tensor import Abstract
 from nki_kernels.machine.timeline import schedule
 from nki_kernels.machine.trace import StreamWork
 from tests.embedded.calls import SITE, P, S, of

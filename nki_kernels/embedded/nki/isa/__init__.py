@@ -53,6 +53,7 @@ from nki.isa.reduction import (
 from nki.isa.register import register_alloc, register_load, register_move, register_store
 from nki.isa.search import max8, nc_find_index8, nc_match_replace8
 from nki.isa.select import affine_select, iota, range_select, tensor_copy_predicated
+from nki.isa.sync import core_barrier, sendrecv
 
 from nki_kernels.machine.core import VirtualRegister, current
 from nki_kernels.machine.errors import RuleViolation as NkiValidationError
@@ -81,6 +82,7 @@ __all__ = [
     "bn_aggr",
     "bn_stats",
     "constants",
+    "core_barrier",
     "dge_mode",
     "dma_compute",
     "dma_copy",
@@ -120,6 +122,7 @@ __all__ = [
     "scalar_engine",
     "scalar_tensor_tensor",
     "select_reduce",
+    "sendrecv",
     "sequence_bounds",
     "set_rng_seed",
     "tensor_copy",
