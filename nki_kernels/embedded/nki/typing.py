@@ -20,3 +20,5 @@ class TensorAnnotation:
 
 
 tensor = TensorAnnotation()
+
+__all__ = ["tensor"]

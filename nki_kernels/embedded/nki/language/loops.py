@@ -1,14 +1,20 @@
-"""Loops and the launch grid."""
+"""Loops, the launch grid, and the order of instructions."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
 
 from nki_kernels.machine.core import Run, VirtualRegister, current
 from nki_kernels.machine.errors import KernelError
+from nki_kernels.machine.trace import ControlWork
+
+#: How many nl.no_reorder blocks the running code stands in.
+_ORDERED: ContextVar[int] = ContextVar("nki_no_reorder", default=0)
 
 
 def affine_range(start: int, stop: int | None = None, step: int = 1) -> range:
@@ -26,12 +32,44 @@ def static_range(start: int, stop: int | None = None, step: int = 1) -> range:
     return affine_range(start, stop, step)
 
 
+@contextmanager
+def no_reorder() -> Iterator[None]:
+    """Keep the instructions of a ``with`` block, and of what it calls, in program order.
+
+    They execute in program order here in any case, and each engine's queue keeps it in the timing
+    model; the waits between engines that the real compiler inserts are not modelled. Device loops
+    cannot stand in the block; a block may stand in the body of one.
+    """
+    current("nl.no_reorder")
+    outside = _ORDERED.set(_ORDERED.get() + 1)
+    try:
+        yield
+    finally:
+        _ORDERED.reset(outside)
+
+
+def _device_loop(what: str) -> Run:
+    run = current(what)
+    if _ORDERED.get():
+        raise KernelError(
+            f"{what} inside nl.no_reorder; a device loop cannot be ordered as a whole: put the "
+            "no_reorder block into the loop's body, or use range()"
+        )
+    return run
+
+
+def _step(step: Any, what: str) -> int:
+    if isinstance(step, bool) or not isinstance(step, (int, np.integer)) or step < 1:
+        raise KernelError(f"{what}: step={step!r}; it must be a positive int")
+    return int(step)
+
+
 def _bound(value: Any, what: str) -> int:
     if isinstance(value, VirtualRegister):
         return value.read()
     if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
         return int(value)
-    raise KernelError(f"nl.fori_loop: {what}={value!r}; it must be an int or a register")
+    raise KernelError(f"{what}={value!r}; it must be an int or a register")
 
 
 def _callable(body: Any, what: str) -> None:
@@ -56,10 +94,10 @@ def fori_loop(
     Tensors allocated in the body are new memory in every iteration here: what the last iteration
     left in them is poison, as nothing promises it.
     """
-    run = current("nl.fori_loop")
+    run = _device_loop("nl.fori_loop")
     _callable(body_fun, "nl.fori_loop")
-    if isinstance(step, bool) or not isinstance(step, (int, np.integer)) or step < 1:
-        raise KernelError(f"nl.fori_loop: step={step!r}; it must be a positive int")
+    stride = _step(step, "nl.fori_loop")
+    first, end = _bound(lower, "nl.fori_loop: lower"), _bound(upper, "nl.fori_loop: upper")
 
     def body(value: int) -> None:
         if body_fun(run.register(value, frozen=True)) is not None:
@@ -68,14 +106,14 @@ def fori_loop(
                 "SBUF or HBM"
             )
 
-    run.iterate(range(_bound(lower, "lower"), _bound(upper, "upper"), int(step)), body)
+    run.iterate(range(first, end, stride), body)
 
 
 def while_loop(
     init: VirtualRegister, body_fun: Callable[[VirtualRegister], VirtualRegister]
 ) -> None:
     """Run ``r = body_fun(r)`` on the device while r != 0, starting from ``r = init``."""
-    run = current("nl.while_loop")
+    run = _device_loop("nl.while_loop")
     _callable(body_fun, "nl.while_loop")
     if not isinstance(init, VirtualRegister):
         raise KernelError(f"nl.while_loop: init={init!r}; it must be a register")
@@ -95,6 +133,32 @@ def while_loop(
         state[0] = following
 
     run.iterate(conditions(), body)
+
+
+def dynamic_range(start: Any, stop: Any = None, step: int = 1) -> Iterator[VirtualRegister]:
+    """Return an iterator over a device loop's index, a register that can be read but not written.
+
+    Deprecated: only the parser frontend of NKI 0.6 runs it, and 0.7's tracer does not; write
+    `nl.fori_loop`. Bounds are ints or registers, the step a positive int.
+    """
+    run = _device_loop("nl.dynamic_range")
+    stride = _step(step, "nl.dynamic_range")
+    first = 0 if stop is None else _bound(start, "nl.dynamic_range: start")
+    end = _bound(start if stop is None else stop, "nl.dynamic_range: stop")
+    return _iterations(run, range(first, end, stride))
+
+
+def _iterations(run: Run, indices: range) -> Iterator[VirtualRegister]:
+    """Do what `Run.iterate` does, for a body that stands between two steps of a generator."""
+    run.loops += 1
+    number, outer = run.loops, run.loop
+    try:
+        for count, value in enumerate(indices):
+            run.loop = (*outer, (number, count))
+            run.control("loop_iteration", ControlWork("loop_iteration"))
+            yield run.register(value, frozen=True)
+    finally:
+        run.loop = outer
 
 
 def _axis(axis: int, what: str) -> Run:

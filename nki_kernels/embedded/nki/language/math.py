@@ -36,7 +36,7 @@ class Binary(Function):
         first = x if isinstance(x, NkiTensor) else y
         if not isinstance(first, NkiTensor):
             raise RuleViolation(f"nl.{self.__name__}({x!r}, {y!r}): one operand must be a tile")
-        result = _result(first, dtype)
+        result = fresh(first, dtype, f"nl.{self.__name__}")
         if isinstance(x, NkiTensor) and isinstance(y, NkiTensor):
             isa.tensor_tensor(dst=result, data1=x, data2=y, op=self)
         elif isinstance(x, NkiTensor):
@@ -46,12 +46,51 @@ class Binary(Function):
         return result
 
 
+class Magnitude(Binary):
+    """``nl.abs_max`` and ``nl.abs_min``: y may also be a float32 [P, 1] tile.
+
+    The published examples compare a [128, 512] tile with a [128, 1] tile, though no document says
+    that tiles broadcast; the other functions of two tiles take equal shapes only.
+    """
+
+    def __call__(self, x: Any, y: Any, dtype: Any = None) -> NkiTensor:
+        """Return a new SBUF tile: x where its magnitude is larger (abs_min: smaller), else y."""
+        tiles = isinstance(x, NkiTensor) and isinstance(y, NkiTensor)
+        if not tiles or x.shape == y.shape or y.shape != (x.shape[0], 1):
+            return super().__call__(x, y, dtype)
+        result = fresh(x, dtype, f"nl.{self.__name__}")
+        isa.tensor_scalar(dst=result, data=x, op0=self, operand0=y)
+        return result
+
+
+class Refused:
+    """A published function that no NeuronCore runs: the compiler refuses it, and so do we.
+
+    AWS's simulator computes it. Source: nki.language index, "not supported".
+    """
+
+    def __init__(self, name: str, remedy: str) -> None:
+        self.__name__ = name
+        self.__doc__ = f"nl.{name}(x, y, dtype=None): refused, no engine has it; {remedy}."
+        self.remedy = remedy
+
+    def __call__(self, x: Any, y: Any, dtype: Any = None) -> NkiTensor:
+        """Raise RuleViolation, always."""
+        raise RuleViolation(
+            f"nl.{self.__name__}: no engine has this operation (AWS's simulator computes it, its "
+            f"compiler refuses it); {self.remedy}"
+        )
+
+    def __repr__(self) -> str:
+        return f"nl.{self.__name__}"
+
+
 class Unary(Function):
     """``f(x, dtype=None)`` through activation, or tensor_scalar for bit operators."""
 
     def __call__(self, x: NkiTensor, dtype: Any = None) -> NkiTensor:
         """Return a new SBUF tile; its dtype is `dtype` or x's."""
-        result = _result(x, dtype)
+        result = fresh(x, dtype, f"nl.{self.__name__}")
         if self.nki_op.activation is None:
             isa.tensor_scalar(dst=result, data=x, op0=self, operand0=None)
         else:
@@ -59,9 +98,25 @@ class Unary(Function):
         return result
 
 
-def _result(like: NkiTensor, dtype: Any) -> NkiTensor:
-    run = current("an nl math function")
+def fresh(like: NkiTensor, dtype: Any, what: str) -> NkiTensor:
+    """Return an unwritten SBUF tile of like's shape; its dtype is `dtype` or like's.
+
+    Raises:
+        RuleViolation: `like` is no tile.
+    """
+    run = current(what)
+    require_tile(like, what)
     return run.allocate(like.shape, dtype or like.dtype, MemoryRegion.sbuf)
+
+
+def require_tile(value: Any, what: str, name: str = "x") -> None:
+    """Refuse an operand that is no tile (a number, an array), and calls outside a kernel."""
+    current(what)
+    if not isinstance(value, NkiTensor):
+        raise RuleViolation(
+            f"{what}: {name} is {type(value).__name__} {value!r}; it must be a tile: make one with "
+            "nl.ndarray or nl.full, or load an HBM tensor with nl.load"
+        )
 
 
 class Copy(Function):
@@ -69,7 +124,7 @@ class Copy(Function):
 
     def __call__(self, x: NkiTensor, dtype: Any = None) -> NkiTensor:
         """Return the copy."""
-        result = _result(x, dtype)
+        result = fresh(x, dtype, f"nl.{self.__name__}")
         isa.tensor_copy(dst=result, src=x)
         return result
 
@@ -79,21 +134,32 @@ class Rsqrt(Function):
 
     def __call__(self, x: NkiTensor, dtype: Any = None) -> NkiTensor:
         """Return a new SBUF tile; its dtype is `dtype` or x's."""
-        result = _result(x, dtype)
+        result = fresh(x, dtype, f"nl.{self.__name__}")
         isa.tensor_scalar(dst=result, data=x, op0=self, operand0=None, engine=isa.engine.gpsimd)
         return result
 
 
 def negative(x: NkiTensor, dtype: Any = None) -> NkiTensor:
     """Return -x in a new SBUF tile; its dtype is `dtype` or x's."""
-    result = _result(x, dtype)
+    result = fresh(x, dtype, "nl.negative")
     isa.tensor_scalar(dst=result, data=x, op0=OPS["multiply"], operand0=-1.0)
+    return result
+
+
+def logical_not(x: NkiTensor, dtype: Any = None) -> NkiTensor:
+    """Return x XOR 1, bit for bit, in a new SBUF tile: NOT of an integer tile of zeros and ones.
+
+    For other values the documents name ``nl.equal(x, 0)``. Float tiles are refused: a bit operator
+    takes integers.
+    """
+    result = fresh(x, dtype, "nl.logical_not")
+    isa.tensor_scalar(dst=result, data=x, op0=OPS["bitwise_xor"], operand0=1)
     return result
 
 
 def load(src: NkiTensor, dtype: Any = None) -> NkiTensor:
     """Return a new SBUF tile with the values of the HBM tensor `src`."""
-    result = _result(src, dtype)
+    result = fresh(src, dtype, "nl.load")
     isa.dma_copy(dst=result, src=src)
     return result
 
@@ -108,9 +174,12 @@ subtract = Binary("subtract")
 multiply = Binary("multiply")
 maximum = Binary("maximum")
 minimum = Binary("minimum")
+divide = Refused("divide", "multiply by nl.reciprocal(y)")
+mod = Refused("mod", "compute x - y * nl.floor(x / y) with nl.reciprocal and nl.floor")
+fmod = Refused("fmod", "compute x - y * nl.trunc(x / y) with nl.reciprocal and nl.trunc")
 power = Binary("power")
-abs_max = Binary("abs_max")
-abs_min = Binary("abs_min")
+abs_max = Magnitude("abs_max")
+abs_min = Magnitude("abs_min")
 equal = Binary("equal")
 not_equal = Binary("not_equal")
 less = Binary("less")
@@ -147,7 +216,6 @@ softplus = Unary("softplus")
 mish = Unary("mish")
 erf = Unary("erf")
 erf_dx = Unary("erf_dx")
-sin = Unary("sin")
 arctan = Unary("arctan")
 sign = Unary("sign")
 copy = Copy("copy")

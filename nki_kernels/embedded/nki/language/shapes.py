@@ -1,10 +1,11 @@
-"""Wrappers that move, spread or choose elements: transpose, matmul, broadcast_to, where."""
+"""Wrappers that move, spread or choose elements: transpose, matmul, broadcast_to, where ..."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from nki import isa
+from nki.language.math import require_tile
 
 from nki_kernels.machine import dtypes
 from nki_kernels.machine.core import Run, current
@@ -17,7 +18,7 @@ _SBUF, _PSUM = MemoryRegion.sbuf, MemoryRegion.psum
 
 def expand_dims(x: NkiTensor, axis: int) -> NkiTensor:
     """Return the view of `x` with a dimension of size 1 at position `axis` of the result."""
-    current("nl.expand_dims")
+    require_tile(x, "nl.expand_dims")
     return x.expand_dim(axis + x.ndim + 1 if axis < 0 else axis)
 
 
@@ -28,6 +29,7 @@ def broadcast_to(x: NkiTensor, shape: Any, dtype: Any = None) -> NkiTensor:
     partitions are filled by nc_stream_shuffle, a quadrant at a time.
     """
     run = current("nl.broadcast_to")
+    require_tile(x, "nl.broadcast_to")
     wanted = tuple(int(n) for n in shape)
     fits = len(wanted) == x.ndim and all(
         old in (1, new) for old, new in zip(x.shape, wanted, strict=True)
@@ -95,6 +97,7 @@ def matmul(x: NkiTensor, y: NkiTensor, transpose_x: bool = False) -> NkiTensor:
 def load_transpose2d(src: NkiTensor, dtype: Any = None) -> NkiTensor:
     """Return a new SBUF tile [F, P] with the transpose of the HBM tensor `src` [P, F]."""
     run = current("nl.load_transpose2d")
+    require_tile(src, "nl.load_transpose2d", "src")
     if src.ndim != 2:
         raise ShapeError(
             f"nl.load_transpose2d: a tensor {list(src.shape)} of {src.ndim} dimensions; it must "
@@ -108,6 +111,8 @@ def load_transpose2d(src: NkiTensor, dtype: Any = None) -> NkiTensor:
 def where(condition: NkiTensor, x: NkiTensor, y: NkiTensor, dtype: Any = None) -> NkiTensor:
     """Return a new SBUF tile with x where `condition` is not 0, else y; dtype is `dtype` or x's."""
     run = current("nl.where")
+    for name, value in (("condition", condition), ("x", x), ("y", y)):
+        require_tile(value, "nl.where", name)
     kind = dtypes.as_dtype(dtype or x.dtype)
     predicate = run.allocate(condition.shape, dtypes.uint8, _SBUF)
     isa.tensor_scalar(dst=predicate, data=condition, op0=OPS["not_equal"], operand0=0.0)
@@ -115,6 +120,34 @@ def where(condition: NkiTensor, x: NkiTensor, y: NkiTensor, dtype: Any = None) -
     isa.tensor_copy(dst=result, src=y)
     isa.tensor_copy_predicated(dst=result, src=_as(run, x, kind), predicate=predicate)
     return result
+
+
+def gather_flattened(
+    data: NkiTensor, indices: NkiTensor, axis: int = 0, dtype: Any = None
+) -> NkiTensor:
+    """Return result[p].flat[i] = data[p].flat[indices[p].flat[i]] in a new SBUF tile.
+
+    Args:
+        data: a tile in SBUF.
+        indices: uint32, as many partitions as data; positions in data's flattened free
+            dimensions. The result has their shape.
+        axis: 0. The documents name it and give no meaning to another value.
+        dtype: of the result; data's by default.
+
+    Raises:
+        RuleViolation: another axis.
+    """
+    run = current("nl.gather_flattened")
+    require_tile(data, "nl.gather_flattened", "data")
+    require_tile(indices, "nl.gather_flattened", "indices")
+    if axis != 0:
+        raise RuleViolation(
+            f"nl.gather_flattened: axis={axis!r}; only 0 is defined: elements are taken from the "
+            "flattened free dimensions of each partition"
+        )
+    result = run.allocate(indices.shape, data.dtype, _SBUF)
+    isa.nc_n_gather(dst=result, data=data, indices=indices)
+    return _as(run, result, dtypes.as_dtype(dtype or data.dtype))
 
 
 def _as(run: Run, x: NkiTensor, kind: dtypes.DType) -> NkiTensor:

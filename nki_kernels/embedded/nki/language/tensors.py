@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from nki import isa
@@ -9,7 +10,7 @@ from nki import isa
 from nki_kernels.hardware.spec import CoreSpec
 from nki_kernels.machine.core import current
 from nki_kernels.machine.dtypes import uint8
-from nki_kernels.machine.errors import ShapeError
+from nki_kernels.machine.errors import RuleViolation, ShapeError
 from nki_kernels.machine.operators import OPS
 from nki_kernels.machine.tensor import DynamicSlice, MemoryRegion, NKIObject, NkiTensor
 
@@ -69,17 +70,29 @@ def full(
     """Return a new tensor filled with `fill_value` (HBM: through an SBUF tile, block by block)."""
     run = current("nl.full")
     result = run.allocate(shape, dtype, buffer, name)
-    if buffer is sbuf or buffer is psum:
-        isa.memset(dst=result, value=fill_value)
-        return result
+    by_blocks(result, lambda tile: isa.memset(dst=tile, value=fill_value), once=True)
+    return result
+
+
+def by_blocks(result: NkiTensor, fill: Callable[[NkiTensor], object], once: bool) -> None:
+    """Fill a new tensor by a function that fills a tile on chip.
+
+    HBM is filled through an SBUF tile, as many rows at a time as there are partitions; `once` says
+    that one filled tile serves every block.
+    """
+    if result.on_chip:
+        fill(result)
+        return
+    run = current("nl.full")
     flat = result.reshape((-1, result.shape[-1])) if result.ndim > 1 else result.reshape((1, -1))
     rows = min(flat.shape[0], run.spec.partitions)
-    tile = run.allocate((rows, flat.shape[1]), dtype, sbuf)
-    isa.memset(dst=tile, value=fill_value)
+    tile = None
     for start in range(0, flat.shape[0], rows):
         stop = min(start + rows, flat.shape[0])
+        if tile is None or not once:
+            tile = run.allocate((rows, flat.shape[1]), result.dtype, sbuf)
+            fill(tile)
         isa.dma_copy(dst=flat[start:stop], src=tile[0 : stop - start])
-    return result
 
 
 def zeros(shape: Any, dtype: Any, buffer: MemoryRegion = sbuf, name: str = "") -> NkiTensor:
@@ -123,8 +136,22 @@ def shared_identity_matrix(n: int, dtype: Any = uint8, dst: NkiTensor | None = N
 
 
 def device_print(print_prefix: str, tensor: NkiTensor) -> None:
-    """Print the tensor's values now, after `print_prefix`, to standard output."""
+    """Print the values of an SBUF or HBM tensor now, after `print_prefix`, to standard output.
+
+    Raises:
+        RuleViolation: a prefix that is no string, or a tensor in PSUM.
+    """
     current("nl.device_print")
+    if not isinstance(print_prefix, str):
+        raise RuleViolation(
+            f"nl.device_print: print_prefix={print_prefix!r}; it must be a string: the tensor "
+            "comes second"
+        )
+    if not isinstance(tensor, NkiTensor) or tensor.buffer is psum:
+        raise RuleViolation(
+            f"nl.device_print: tensor={tensor!r}; it must be a tensor in SBUF or HBM: copy PSUM "
+            "with nisa.tensor_copy, print what is no tensor with print()"
+        )
     print(f"{print_prefix} {tensor}")
 
 
