@@ -92,12 +92,10 @@ def tutorial_readings() -> Iterator[Reading]:
     run = Timed(whole.matmul_tiled, *operands)
     yield total("V01a", "matmul v2, tiles in the K loop", 39.89, run, "held out")
     yield part("V01a", "  PE active", 34.82, run.active(Engine.tensor), "held out")
-    run = Timed(whole.matmul_hoisted, *operands, False)
+    run = Timed(whole.matmul_hoisted, *operands)
     yield total("V01b", "matmul v3, lhs hoisted", 28.20, run, "partly")
     yield part("V01b", "  PE active", 28.16, run.active(Engine.tensor), "partly")
     yield part("V01b", "  DMA active", 28.12, run.active(Engine.dma), "held out", _ACTIVE)
-    run = Timed(whole.matmul_hoisted, *operands, True)
-    yield _diagnosis("V01b", 28200.0, run, TUTORIAL, "partly")
     # 224 KiB a partition are live. The compiler spilled 0.34 GB; here it runs without a placement,
     # so without waits for reused memory.
     run = Timed(whole.matmul_blocked, *operands, options=Options(capacity="off"))
@@ -109,12 +107,6 @@ def tutorial_readings() -> Iterator[Reading]:
 
 _ACTIVE = "the profile counts a DMA as active from its first descriptor on, the model its payload"
 _SPILLED = f"0.34 GB of spills are not modelled (about 0.9 ms); {_ACTIVE}"
-
-
-def _diagnosis(name: str, measured: float, run: Timed, source: str, use: Use) -> Reading:
-    """Return the same work with the next step's loads before the store: shown, not judged."""
-    what = "  the same, next loads before the store"
-    return _kernel(name, what, measured, run.total, source=source, use=use, limit=None)
 
 
 # -- C.3 -------------------------------------------------------------------------------------------
@@ -210,7 +202,7 @@ def addition_readings() -> Iterator[Reading]:
         ("V22d", "stream, 200 columns", 15.0, whole.add_streamed, (*row, 200), "held out"),
     )
     for name, what, measured, kernel, arguments, use in cases:
-        run = Timed(kernel, *arguments, False)
+        run = Timed(kernel, *arguments)
         single = name == "V22d"
         yield _kernel(
             name,
@@ -224,14 +216,12 @@ def addition_readings() -> Iterator[Reading]:
             ladder=ladder,
             cause=_START if single else "",
         )
-        if not single:
-            yield _diagnosis(name, measured, Timed(kernel, *arguments, True), CS149, use)
     wide = _float32(128, 2000)
     for name, columns, active, dma, vector in (
         ("V22e", 2000, 15.85, 9.15, 2.24),
         ("V22f", 1000, 14.725, 10.045, 2.40),
     ):
-        run = Timed(whole.add_streamed, wide, wide, columns, False)
+        run = Timed(whole.add_streamed, wide, wide, columns)
         what = f"vector_add n=256,000, {columns} columns"
         span = run.timeline.makespan_ns
         cause = _ADMISSION if columns == 2000 else ""
@@ -300,10 +290,6 @@ _STEPS: tuple[tuple[str, int, int], ...] = (
     ("store trigger to semaphore", 4, 5),
     ("first trigger to last semaphore", 0, 5),
 )
-_SERIAL = (
-    "one DMA engine carries the payload: data starts 1005 ns after the trigger and takes 1416, the "
-    "fixed latency and the engine's time one after the other; the model takes the longer of the two"
-)
 
 
 def _overview(
@@ -325,5 +311,5 @@ def _overview(
             source=OVERVIEW,
             unit="ns",
             use="partly",
-            cause=_ADMISSION if waits else _SERIAL if name == "V06a" else "",
+            cause=_ADMISSION if waits else "",
         )

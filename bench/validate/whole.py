@@ -57,35 +57,19 @@ def matmul_tiled(lhs_t: Any, rhs: Any) -> Any:
 
 
 @nki.jit
-def matmul_hoisted(lhs_t: Any, rhs: Any, ahead: bool) -> Any:
-    """V01b: a column of lhs_t tiles stays while all of rhs passes, a column at a time.
-
-    With `ahead` a tile's successor is loaded once it has been used, before the store.
-    """
+def matmul_hoisted(lhs_t: Any, rhs: Any) -> Any:
+    """V01b: a column of lhs_t tiles stays while all of rhs passes, a column at a time."""
     (k_size, m_size), n_size = lhs_t.shape, rhs.shape[1]
     out = nl.ndarray((m_size, n_size), dtype=nl.float32, buffer=nl.shared_hbm)
-    steps = [(m, n) for m in range(m_size // _P) for n in range(n_size // _N)]
-    left: dict[int, Any] = {}
-    right: dict[int, Any] = {}
-
     inner = range(k_size // _P)
-
-    def load(step: int, slices: range) -> None:
-        m, n = steps[step]
-        if n == 0:
-            left.update({k: _load(_block(lhs_t, k, _P, m, _P)) for k in slices})
-        right.update({k: _load(_block(rhs, k, _P, n, _N)) for k in slices})
-
-    for step in range(len(steps)):
-        psum = _bank(_P, _N)
-        if step == 0 or not ahead:
-            load(step, inner)
-        for k in inner:
-            nisa.nc_matmul(psum, left[k], right[k], accumulate=k > 0)
-            if ahead and step + 1 < len(steps):
-                load(step + 1, inner[k : k + 1])
-        m, n = steps[step]
-        _evict(_block(out, m, _P, n, _N), psum)
+    for m in range(m_size // _P):
+        left = [_load(_block(lhs_t, k, _P, m, _P)) for k in inner]
+        for n in range(n_size // _N):
+            right = [_load(_block(rhs, k, _P, n, _N)) for k in inner]
+            psum = _bank(_P, _N)
+            for k in inner:
+                nisa.nc_matmul(psum, left[k], right[k], accumulate=k > 0)
+            _evict(_block(out, m, _P, n, _N), psum)
     return out
 
 
@@ -192,43 +176,25 @@ def gemm(lhs_t: Any, rhs: Any, depth: int) -> Any:
 
 
 @nki.jit
-def add_tiled(a: Any, b: Any, rows: int, ahead: bool) -> Any:
-    """V22a, b: chunks of `rows` elements, one per partition.
-
-    With `ahead` the next chunk's loads stand before this one's store.
-    """
+def add_tiled(a: Any, b: Any, rows: int) -> Any:
+    """V22a, b: chunks of `rows` elements, one per partition."""
     out = nl.ndarray(a.shape, dtype=a.dtype, buffer=nl.shared_hbm)
-    following = None
     for start in range(0, a.shape[0], rows):
-        left, right = following or _pair(a[start : start + rows, :], b[start : start + rows, :])
-        following = None
+        left, right = _load(a[start : start + rows, :]), _load(b[start : start + rows, :])
         nisa.tensor_scalar(left, left, nl.add, right)
-        if ahead and start + rows < a.shape[0]:
-            following = _pair(
-                a[start + rows : start + 2 * rows], b[start + rows : start + 2 * rows]
-            )
         nisa.dma_copy(dst=out[start : start + rows, :], src=left)
     return out
 
 
-def _pair(a: Any, b: Any) -> tuple[Any, Any]:
-    return _load(a), _load(b)
-
-
 @nki.jit
-def add_streamed(a: Any, b: Any, columns: int, ahead: bool) -> Any:
-    """V22c to f: [128, columns] tiles of vectors shaped [128, n / 128]; `ahead` as above."""
+def add_streamed(a: Any, b: Any, columns: int) -> Any:
+    """V22c to f: [128, columns] tiles of vectors shaped [128, n / 128]."""
     out = nl.ndarray(a.shape, dtype=a.dtype, buffer=nl.shared_hbm)
-    stops = range(columns, a.shape[1] + columns, columns)
-    following = None
-    for stop in stops:
-        here, there = slice(stop - columns, stop), slice(stop, stop + columns)
-        left, right = following or _pair(a[:, here], b[:, here])
-        following = None
+    for start in range(0, a.shape[1], columns):
+        here = slice(start, start + columns)
+        left, right = _load(a[:, here]), _load(b[:, here])
         total = _tile(a.shape[0], columns)
         nisa.tensor_tensor(total, left, right, nl.add)
-        if ahead and stop < a.shape[1]:
-            following = _pair(a[:, there], b[:, there])
         nisa.dma_copy(dst=out[:, here], src=total)
     return out
 

@@ -46,7 +46,7 @@ class DmaMilestones(NamedTuple):
         engines: (DMA engine, occupancy) of those that take part.
         core: occupancy of the memory interface of the core.
         pair: occupancy of the HBM interface of a core pair.
-        latency: payload start to payload done where nothing else runs.
+        latency: last byte through the servers to payload done.
         notify: payload done to semaphore visible.
     """
 
@@ -116,8 +116,10 @@ def dma_timing(work: DmaWork, spec: CoreSpec) -> DmaMilestones:
     """Return what a DMA holds and for how long.
 
     Formula: a DMA engine is held for the sum over its descriptors of ``fixed + bytes / rate``, the
-    core's memory interface for ``bytes / rate of all engines``; the isolated latency is
-    ``fixed + slope * bytes / rate``, the excess of the slope over 1 kept to its measured domain.
+    core's memory interface for ``bytes / rate of all engines``. An isolated payload was measured to
+    take ``fixed + slope * bytes / rate`` (the excess of the slope over 1 is kept to its measured
+    domain); what of it the servers do not account for where all engines share the bytes is latency,
+    which a payload pays however long it waited for its servers and however few of them it uses.
     """
     dma = spec.dma
     store = work.dst == "hbm"
@@ -128,13 +130,17 @@ def dma_timing(work: DmaWork, spec: CoreSpec) -> DmaMilestones:
     slope = dma.store_latency_slope if store else dma.load_latency_slope
     within = min(max(work.nbytes, dma.law_min_bytes), dma.law_max_bytes) / spec.hbm_bytes_per_ns
     hbm = work.hbm_read_bytes + work.hbm_write_bytes
+    engines = tuple((e, _service(work, runs, share, spec)) for e, runs in work.descriptors)
+    core = moved / (share * spec.hbm_bytes_per_ns)
+    served = max(core, sum(held for _, held in engines) / spec.dma_engines)
+    isolated = fixed + ideal / share + (slope - 1.0) * within
     return DmaMilestones(
         queue=_queue(work, spec),
         dispatch=dma.store_dispatch_ns if store else dma.load_dispatch_ns,
-        engines=tuple((e, _service(work, runs, share, spec)) for e, runs in work.descriptors),
-        core=moved / (share * spec.hbm_bytes_per_ns),
+        engines=engines,
+        core=core,
         pair=hbm / (share * spec.sync.pair_bytes_per_ns),
-        latency=fixed + ideal / share + (slope - 1.0) * within,
+        latency=max(0.0, isolated - served),
         notify=dma.store_notify_ns if store else dma.load_notify_ns,
     )
 

@@ -424,7 +424,7 @@ class _Scheduler:
             pipe.free = max(pipe.free, pipe.triggers)
         pair = self.pair if len(self.cores) > 1 else None
         service, end = core.serve(cost, start + cost.dispatch, pair)
-        result = max(end, service + cost.latency) + cost.notify
+        result = end + cost.latency + cost.notify
         self._write(number, start, start + cost.queue, result, result)
         self.record.service[number] = service
         self.record.service_end[number] = max(end, service)

@@ -28,8 +28,7 @@ def run(kernel, *args, **options):
     ("kernel", "extra", "sizes"),
     [
         (whole.matmul_tiled, (), (256, 256, 1024)),
-        (whole.matmul_hoisted, (False,), (256, 256, 1024)),
-        (whole.matmul_hoisted, (True,), (256, 256, 1024)),
+        (whole.matmul_hoisted, (), (256, 256, 1024)),
         (whole.matmul_blocked, (), (1024, 2048, 1024)),
         (whole.gemm, (1,), (256, 256, 384)),
         (whole.gemm, (3,), (256, 256, 384)),
@@ -48,12 +47,11 @@ def test_maxpool(rows):
     assert np.array_equal(run(whole.maxpool, x, rows).outputs[0], windows.max((2, 3)))
 
 
-@pytest.mark.parametrize("ahead", [False, True])
-def test_additions(ahead):
+def test_additions():
     a, b = integers(128, 12), integers(128, 12) + 1
-    assert np.array_equal(run(whole.add_streamed, a, b, 4, ahead).outputs[0], a + b)
+    assert np.array_equal(run(whole.add_streamed, a, b, 4).outputs[0], a + b)
     a, b = a.reshape(-1, 1), b.reshape(-1, 1)
-    assert np.array_equal(run(whole.add_tiled, a, b, 64, ahead).outputs[0], a + b)
+    assert np.array_equal(run(whole.add_tiled, a, b, 64).outputs[0], a + b)
 
 
 def dmas(kernel, *args):
@@ -72,8 +70,8 @@ def test_counts_are_those_of_the_measured_kernels():
     assert len(gemm.find("nc_matmul")) * TRN2.pe.fp32_passes == 128
     assert len(gemm.find("dma_copy")) == 33
     wide = Abstract((128, 2000), "float32")
-    assert dmas(whole.add_streamed, wide, wide, 2000, False)[0] == 3
-    assert dmas(whole.add_streamed, wide, wide, 1000, False)[0] == 6
+    assert dmas(whole.add_streamed, wide, wide, 2000)[0] == 3
+    assert dmas(whole.add_streamed, wide, wide, 1000)[0] == 6
 
 
 def test_tutorial_versions_move_the_bytes_of_their_loops():
@@ -84,16 +82,7 @@ def test_tutorial_versions_move_the_bytes_of_their_loops():
     tiled = m * n * k * (left + right) + m * n * out
     assert dmas(whole.matmul_tiled, a, b) == (m * n * (2 * k + 1), tiled)
     hoisted = m * k * left + m * n * k * right + m * n * out
-    for ahead in (False, True):
-        assert dmas(whole.matmul_hoisted, a, b, ahead) == (m * k + m * n * k + m * n, hoisted)
-
-
-def test_a_store_at_the_head_of_the_queue_is_what_the_diagnosis_removes():
-    column = Abstract((1280, 1), "float32")
-    waiting = Timed(whole.add_tiled, column, column, 128, False)
-    ahead = Timed(whole.add_tiled, column, column, 128, True)
-    assert len(waiting.trace) == len(ahead.trace)
-    assert ahead.total < waiting.total
+    assert dmas(whole.matmul_hoisted, a, b) == (m * k + m * n * k + m * n, hoisted)
 
 
 def test_the_roofline_is_the_larger_bound():
@@ -110,11 +99,11 @@ def test_the_roofline_is_the_larger_bound():
 def test_documented_formulas_take_the_longest_engine():
     wide = Abstract((128, 2000), "float32")
     # One float32 addition from SBUF: 2 n cycles, longer than its three triggers.
-    trace = run(whole.add_streamed, wide, wide, 2000, False).trace
+    trace = run(whole.add_streamed, wide, wide, 2000).trace
     vector = 2 * 2000 / TRN2.vector.clock_ghz
     moved = 3 * 128 * 2000 * 4 / TRN2.hbm_bytes_per_ns
     assert documented_ns(trace) == max(vector, moved)
     column = Abstract((1280, 1), "float32")
-    trace = run(whole.add_tiled, column, column, 128, False).trace
+    trace = run(whole.add_tiled, column, column, 128).trace
     triggers = sum(event.opcode == "dma_copy" for event in trace)
     assert documented_ns(trace) == triggers * TRN2.dma.hw_queue_ns
