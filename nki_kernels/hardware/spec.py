@@ -277,6 +277,7 @@ class SyncSpec(Sourced):
         same_engine_ns: result to a dependent start on the same engine.
         other_engine_ns: result to a dependent start on another engine.
         to_dma_ns: result to a dependent DMA trigger.
+        to_software_store_ns: the same where software then writes the descriptors of a store.
         from_dma_ns: DMA semaphore visible to a dependent start.
         register_move_ns: sequencer register move.
         register_memory_ns: register load or store.
@@ -290,6 +291,7 @@ class SyncSpec(Sourced):
     same_engine_ns: float
     other_engine_ns: float
     to_dma_ns: float
+    to_software_store_ns: float
     from_dma_ns: float
     register_move_ns: float
     register_memory_ns: float

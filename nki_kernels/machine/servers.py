@@ -13,6 +13,9 @@ from nki_kernels.machine.trace import ControlWork, Event
 
 BARRIERS: Final = ("loop_iteration", "barrier")
 
+#: The column of `handoffs` for stores whose descriptors software writes.
+SOFTWARE_STORE: Final = Engine.unknown
+
 #: Rounding of a running sum must not release the throttle.
 _NOISE = 1e-6
 
@@ -188,4 +191,5 @@ def handoffs(spec: CoreSpec) -> list[list[float]]:
         table[Engine.dma][engine] = sync.from_dma_ns
     for engine in Engine:
         table[engine][Engine.dma] = sync.to_dma_ns
+        table[engine][SOFTWARE_STORE] = sync.to_software_store_ns
     return table

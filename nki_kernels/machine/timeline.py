@@ -31,7 +31,7 @@ from nki_kernels.machine.costs import (
 )
 from nki_kernels.machine.dependencies import STORE_QUEUE, Dependencies, Wait, split
 from nki_kernels.machine.placement import Placement
-from nki_kernels.machine.servers import Core, Pair, Queue, Record, handoffs
+from nki_kernels.machine.servers import SOFTWARE_STORE, Core, Pair, Queue, Record, handoffs
 from nki_kernels.machine.stream_costs import COPIES
 from nki_kernels.machine.trace import DmaWork, Event, PeWork, StreamWork, Trace
 
@@ -219,7 +219,7 @@ class _Scheduler:
         event = self.trace.events[number]
         record = self.record
         ready, cause, source = 0.0, Cause.launch, -1
-        consumer = event.engine
+        consumer = SOFTWARE_STORE if queue.number >= STORE_QUEUE else event.engine
         for edge in self.dependencies.edges[number]:
             other = edge >> 2
             if not record.done[other]:
@@ -448,7 +448,7 @@ class _Scheduler:
         }
         used = {f"sync.{sync[p]}" for p in parts if p in sync}
         used |= {f"sync.{n}" for n in ("same_engine_ns", "other_engine_ns")}
-        used |= {"sync.to_dma_ns", "sync.from_dma_ns"} if "dma" in parts else set()
+        used |= {"sync.from_dma_ns"} if "dma" in parts else set()
         pair = len(self.cores) > 1
         used |= {"sync.launch_lnc2_ns", "sync.pair_bytes_per_ns"} if pair else {"sync.launch_ns"}
         count = len(self.estimated) - len(parts)

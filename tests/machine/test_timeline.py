@@ -16,7 +16,7 @@ from nki_kernels.machine.placement import place
 from nki_kernels.machine.timeline import Cause, Timeline, _Scheduler, schedule
 from nki_kernels.machine.trace import Tile
 from tests.machine.timing import LAW, PROBE, error
-from tests.machine.trace_builder import Builder, spacing, stream_of_matmuls, view
+from tests.machine.trace_builder import Builder, Mode, spacing, stream_of_matmuls, view
 
 T, V, S, G, Y = Engine.tensor, Engine.vector, Engine.scalar, Engine.gpsimd, Engine.sync
 SYNC = TRN2.sync
@@ -25,17 +25,25 @@ SYNC = TRN2.sync
 # -- waits -----------------------------------------------------------------------------------------
 
 
-def test_handoffs() -> None:
+@pytest.mark.parametrize(
+    ("mode", "queue", "trigger"),
+    [
+        ("static", Engine.sync, SYNC.to_dma_ns),
+        ("dge_hw", Engine.sync, SYNC.to_dma_ns),
+        ("dge_sw", Engine.gpsimd, SYNC.to_software_store_ns),
+    ],
+)
+def test_handoffs(mode: Mode, queue: Engine, trigger: float) -> None:
     b = Builder()
     x, y, h = b.tile(), b.tile(), b.tile(memory="hbm")
     b.dma(view(x), view(h))
     b.copy(y, x, V)
     b.copy(y, y, V)
     b.copy(y, y, S)
-    b.dma(view(h), view(y))
+    b.dma(view(h), view(y), queue, mode)
     t = b.timeline()
     gaps = [float(t.start[i + 1] - t.result[i]) for i in range(4)]
-    expected = [SYNC.from_dma_ns, SYNC.same_engine_ns, SYNC.other_engine_ns, SYNC.to_dma_ns]
+    expected = [SYNC.from_dma_ns, SYNC.same_engine_ns, SYNC.other_engine_ns, trigger]
     # Differences of times carry the rounding of the times themselves.
     assert np.abs(np.subtract(gaps, expected)).max() <= np.spacing(t.makespan_ns)
     assert [Cause(c) for c in t.cause] == [Cause.launch] + [Cause.result] * 4
