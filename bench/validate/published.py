@@ -106,7 +106,7 @@ def tutorial_readings() -> Iterator[Reading]:
 
 
 _WARM = (
-    "the model's power limit is released while the array is 80 % busy; the profile's PE active time "
+    "the power limit is off while the array is 80 % busy; the profile's PE active time "
     "may count what a matmul waits for"
 )
 _ACTIVE = "the profile counts a DMA as active from its first descriptor on, the model its payload"
@@ -131,7 +131,6 @@ def pool_readings() -> Iterator[Reading]:
             use="partly",
             limit=SINGLE,
             ladder="V11 row tile",
-            cause=_FIFO,
         )
         if rows == 89:
             active = run.active(Engine.vector)
@@ -140,12 +139,6 @@ def pool_readings() -> Iterator[Reading]:
             yield _kernel(
                 "V11", "  DMA active", 986.0, active, source=VOY, use="partly", limit=SINGLE
             )
-
-
-_FIFO = (
-    "the model serves the transfers of all queues first come first served, so a store waits for "
-    "three loads; the hardware takes packets of its queues in turn"
-)
 
 
 def gemm_readings() -> Iterator[Reading]:

@@ -237,6 +237,7 @@ class DmaSpec(Sourced):
         law_max_bytes: largest.
         load_notify_ns: payload done to semaphore visible.
         store_notify_ns: the same for stores.
+        turn_ns: what one queue moves before the DMA engines take the next queue's turn.
         transpose_hbm_share: share of the rate a transpose from HBM reaches.
         transpose_sbuf_share: share of the rate a transpose from SBUF reaches.
         compute_share: share of the rate with a cast or an addition on the way.
@@ -262,6 +263,7 @@ class DmaSpec(Sourced):
     law_max_bytes: int
     load_notify_ns: float
     store_notify_ns: float
+    turn_ns: float
     transpose_hbm_share: float
     transpose_sbuf_share: float
     compute_share: float

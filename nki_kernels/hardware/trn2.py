@@ -183,6 +183,12 @@ DMA = DmaSpec(
     law_max_bytes=measured(262144, DMA_PROBE),
     load_notify_ns=measured(314.5, DMA_PROBE),
     store_notify_ns=measured(355.0, DMA_PROBE),
+    turn_ns=estimated(
+        1000.0,
+        "documented as round-robin between packets; a packet holds up to 64 KiB, 2.7 us",
+        low=100.0,
+        high=2700.0,
+    ),
     transpose_hbm_share=documented(0.9, ARCH, high=0.9),
     transpose_sbuf_share=documented(0.5, ARCH, high=0.5),
     compute_share=documented(0.5, "AWS NKI documents: DMA with cast or addition runs at half rate"),

@@ -6,6 +6,7 @@ start of the instruction and memoised, since a loop repeats few distinct work re
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -43,15 +44,17 @@ class DmaMilestones(NamedTuple):
     Attributes:
         queue: occupancy of the trigger queue.
         dispatch: trigger to payload.
-        engines: (DMA engine, occupancy) of those that take part.
-        core: occupancy of the memory interface of the core.
-        pair: occupancy of the HBM interface of a core pair.
+        turns: pieces the payload is served in, other queues' pieces between them.
+        engines: (DMA engine, occupancy per turn) of those that take part.
+        core: occupancy of the memory interface of the core, per turn.
+        pair: occupancy of the HBM interface of a core pair, per turn.
         latency: last byte through the servers to payload done.
         notify: payload done to semaphore visible.
     """
 
     queue: float
     dispatch: float
+    turns: int
     engines: tuple[tuple[int, float], ...]
     core: float
     pair: float
@@ -130,16 +133,19 @@ def dma_timing(work: DmaWork, spec: CoreSpec) -> DmaMilestones:
     slope = dma.store_latency_slope if store else dma.load_latency_slope
     within = min(max(work.nbytes, dma.law_min_bytes), dma.law_max_bytes) / spec.hbm_bytes_per_ns
     hbm = work.hbm_read_bytes + work.hbm_write_bytes
-    engines = tuple((e, _service(work, runs, share, spec)) for e, runs in work.descriptors)
+    engines = [(e, _service(work, runs, share, spec)) for e, runs in work.descriptors]
     core = moved / (share * spec.hbm_bytes_per_ns)
     served = max(core, sum(held for _, held in engines) / spec.dma_engines)
+    longest = max(core, *(held for _, held in engines)) if engines else core
+    turns = max(1, math.ceil(longest / dma.turn_ns))
     isolated = fixed + ideal / share + (slope - 1.0) * within
     return DmaMilestones(
         queue=_queue(work, spec),
         dispatch=dma.store_dispatch_ns if store else dma.load_dispatch_ns,
-        engines=engines,
-        core=core,
-        pair=hbm / (share * spec.sync.pair_bytes_per_ns),
+        turns=turns,
+        engines=tuple((e, held / turns) for e, held in engines),
+        core=core / turns,
+        pair=hbm / (share * spec.sync.pair_bytes_per_ns) / turns,
         latency=max(0.0, isolated - served),
         notify=dma.store_notify_ns if store else dma.load_notify_ns,
     )

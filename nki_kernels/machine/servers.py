@@ -94,6 +94,17 @@ class Queue:
 
 
 @dataclass(slots=True)
+class Transfer:
+    """A DMA on its way: what is left of it."""
+
+    event: int
+    cost: DmaMilestones
+    ready: float
+    turns: int
+    service: float = -1.0
+
+
+@dataclass(slots=True)
 class Pair:
     """The HBM interface two cores share: free from this time on."""
 
@@ -117,6 +128,8 @@ class Core:
         self.table: str | None = None
         self.dma_free = [0.0] * spec.dma_engines
         self.dma_busy = [0.0] * spec.dma_engines
+        #: Per queue, transfers on their way: the first has the queue's turns.
+        self.transfers: list[deque[Transfer]] = [deque() for _ in range(QUEUES)]
         self.memory_free = 0.0
         self.memory_busy = 0.0
         self.busy = dict.fromkeys(Engine, 0.0)
@@ -134,7 +147,7 @@ class Core:
         self.segments[-1].setdefault(queue_number(event), []).append(number)
 
     def serve(self, cost: DmaMilestones, ready: float, pair: Pair | None) -> tuple[float, float]:
-        """Pass the memory interfaces and the DMA engines; return (start, end) of the payload."""
+        """Pass the memory interfaces and the DMA engines for one turn; return its (start, end)."""
         service = max(ready, self.memory_free)
         self.memory_free = service + cost.core
         self.memory_busy += cost.core

@@ -3,9 +3,9 @@
 Each engine takes its instructions in program order, as soon as what they wait for has happened
 (`dependencies`). A DMA trigger stands in the queue of the engine that triggers it, or, where
 software writes the descriptors of a store, in a second queue of that engine; its payload then
-passes the DMA engines, the memory interface of the core and, under LNC2, of the core pair, first
-come first served. Of all instructions that could be next the one that starts first is taken, so
-servers see their requests in order of time and the result is the same to the last bit every run.
+passes the DMA engines, the memory interface of the core and, under LNC2, of the core pair, in turns
+with the payloads of the other queues. Of all that could be next the one that starts first is taken,
+so servers see their requests in order of time and the result is the same to the last bit every run.
 
 The model is unvalidated: it has not yet been compared with whole kernels on hardware.
 """
@@ -29,9 +29,17 @@ from nki_kernels.machine.costs import (
     pe_timing,
     stream_timing,
 )
-from nki_kernels.machine.dependencies import STORE_QUEUE, Dependencies, Wait, split
+from nki_kernels.machine.dependencies import QUEUES, STORE_QUEUE, Dependencies, Wait, split
 from nki_kernels.machine.placement import Placement
-from nki_kernels.machine.servers import SOFTWARE_STORE, Core, Pair, Queue, Record, handoffs
+from nki_kernels.machine.servers import (
+    SOFTWARE_STORE,
+    Core,
+    Pair,
+    Queue,
+    Record,
+    Transfer,
+    handoffs,
+)
 from nki_kernels.machine.stream_costs import COPIES
 from nki_kernels.machine.trace import DmaWork, Event, PeWork, StreamWork, Trace
 
@@ -165,7 +173,8 @@ class _Scheduler:
         self.throttled = 0.0
         self.table_loads = 0
         self.estimated: set[object] = set()
-        #: (start, core, queue): the next instruction of a queue, once its start is known.
+        #: (start, core, place): the next instruction of queue `place`, once its start is known, or
+        #: from QUEUES on the next turn of that queue's transfers.
         self._ready: list[tuple[float, int, int]] = []
         #: Queues whose next instruction waits for an event that has no time yet.
         self._waiting: dict[int, list[tuple[Core, Queue]]] = {}
@@ -181,6 +190,9 @@ class _Scheduler:
         while ready:
             start, number, place = heapq.heappop(ready)
             core = self.cores[number]
+            if place >= QUEUES:
+                self._turn(core, place - QUEUES, start)
+                continue
             queue = core.queues[place]
             event = queue.events[queue.head]
             if place in _SHARED and self._free(core, queue, event)[0] > start:
@@ -188,16 +200,21 @@ class _Scheduler:
                 self._offer(core, queue)
                 continue
             self._execute(core, queue, event, start)
-            self.record.done[event] = 1
-            core.horizon = max(core.horizon, self.record.result[event])
             queue.head += 1
-            core.left -= 1
             self._offer(core, queue)
-            for waiting in self._waiting.pop(event, ()):
-                self._offer(*waiting)
-            if not core.left:
-                self._pass_barriers()
+            if not isinstance(self.trace.events[event].work, DmaWork):
+                self._finish(core, event)
         return self._timeline()
+
+    def _finish(self, core: Core, event: int) -> None:
+        """Note that the moments of an event are known; offer what waited for them."""
+        self.record.done[event] = 1
+        core.horizon = max(core.horizon, self.record.result[event])
+        core.left -= 1
+        for waiting in self._waiting.pop(event, ()):
+            self._offer(*waiting)
+        if not core.left:
+            self._pass_barriers()
 
     # -- program order -------------------------------------------------------------------------
 
@@ -422,13 +439,38 @@ class _Scheduler:
         if work.mode != "dge_hw":
             # Software writes these descriptors: the engine does nothing else meanwhile.
             pipe.free = max(pipe.free, pipe.triggers)
-        pair = self.pair if len(self.cores) > 1 else None
-        service, end = core.serve(cost, start + cost.dispatch, pair)
-        result = end + cost.latency + cost.notify
-        self._write(number, start, start + cost.queue, result, result)
-        self.record.service[number] = service
-        self.record.service_end[number] = max(end, service)
+        record = self.record
+        record.start[number], record.issue[number] = start, start + cost.queue
         self._note("dma")
+        ready = start + cost.dispatch
+        transfers = core.transfers[queue.number]
+        transfers.append(Transfer(number, cost, ready, cost.turns))
+        if len(transfers) == 1:
+            heapq.heappush(self._ready, (ready, core.number, QUEUES + queue.number))
+
+    def _turn(self, core: Core, place: int, now: float) -> None:
+        """Serve a turn of the first transfer of a queue; the queue's next turn comes after it."""
+        transfers = core.transfers[place]
+        transfer = transfers[0]
+        cost, number = transfer.cost, transfer.event
+        begin, end = core.serve(cost, now, self.pair if len(self.cores) > 1 else None)
+        if transfer.service < 0.0:
+            transfer.service = begin
+        transfer.turns -= 1
+        if transfer.turns:
+            heapq.heappush(self._ready, (end, core.number, QUEUES + place))
+            return
+        transfers.popleft()
+        if transfers:
+            # Its last turn has been asked for: the next transfer of the queue may ask.
+            following = max(now, transfers[0].ready)
+            heapq.heappush(self._ready, (following, core.number, QUEUES + place))
+        result = end + cost.latency + cost.notify
+        record = self.record
+        record.service[number] = transfer.service
+        record.service_end[number] = max(end, transfer.service)
+        record.read[number] = record.result[number] = result
+        self._finish(core, number)
 
     # -- the result ----------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from nki_kernels.hardware import TRN2, Engine
+from nki_kernels.hardware.origin import estimated
 from nki_kernels.machine.timeline import Cause, Timeline
 from tests.machine.timing import LAW, PROBE, error
 from tests.machine.trace_builder import Builder, Mode, spacing, stream_of_matmuls, view
@@ -199,3 +200,35 @@ def test_loads_and_software_stores_share_one_descriptor_generator() -> None:
     dma = TRN2.dma
     each = dma.sw_queue_ns + 128 * dma.sw_queue_descriptor_ns
     assert round(float(np.diff(np.sort(t.start)).min()), 6) >= round(each, 6)
+
+
+def test_transfers_of_different_queues_take_turns() -> None:
+    def ends(second: Engine) -> tuple[float, float]:
+        b = Builder()
+        h = b.tile(128 * 4, 8192, memory="hbm")
+        for i in range(3):
+            b.dma(view(b.tile(128, 8192)), view(h, (128 * i, 128 * i + 128)), Y, "static")
+        b.dma(view(b.tile(128, 512)), view(h, (384, 512), (0, 512, 1)), second, "static")
+        t = b.timeline()
+        return float(t.result[3]), float(t.service_end[:3].max())
+
+    behind, alone = ends(Y)
+    beside, shared = ends(S)
+    # 4 MiB each in three transfers, 256 KiB in the fourth: in its own queue it gets every second
+    # turn, and the long ones lose what it took.
+    assert behind > alone
+    assert beside < 2 * (4 + 1) * TRN2.dma.turn_ns
+    taken = 2**18 / TRN2.hbm_bytes_per_ns
+    assert error(shared, alone + taken) <= LAW
+
+
+def test_turns_move_what_one_piece_would() -> None:
+    def last(turn_ns: float) -> float:
+        dma = TRN2.dma.derive(turn_ns=estimated(turn_ns, "test"))
+        b = Builder(TRN2.derive(dma=dma))
+        h = b.tile(128 * 4, 4096, memory="hbm")
+        for i in range(4):
+            b.dma(view(b.tile(128, 4096)), view(h, (128 * i, 128 * i + 128)))
+        return b.timeline().makespan_ns
+
+    assert error(last(300.0), last(1e9)) <= LAW
