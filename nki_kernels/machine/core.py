@@ -325,7 +325,7 @@ class Run:
             view = args[at]
             mem = view.mem
             if not mem.full and view.dynamic is None and not mem.is_written(view.region):
-                self._unwritten(plan, at, view)
+                self._unwritten(plan, at, view, args)
             if mem.abstract:
                 concrete = False
         state = None if plan.state is None else plan.state(self, args)
@@ -419,10 +419,16 @@ class Run:
                 resolved[at] = static
         return tuple(resolved), tuple(indices), unknown
 
-    def _unwritten(self, plan: Plan, at: int, view: NkiTensor) -> None:
+    def _unwritten(self, plan: Plan, at: int, view: NkiTensor, args: tuple[Any, ...] = ()) -> None:
         level = self.options.uninitialized
         if level == "off":
             return
+        parts = None if plan.parts is None else plan.parts(plan.names[at], args)
+        if parts is not None:
+            missing = [part for part in parts if not part.mem.is_written(part.region)]
+            if not missing:
+                return
+            view = missing[0]
         error = uninitialized(plan.opcode, plan.names[at], view, where(self.kernel_site()))
         self.report(level, error)
 

@@ -17,7 +17,7 @@ from nki_kernels.hardware.spec import Engine
 from nki_kernels.machine import core
 from nki_kernels.machine.core import Run
 from nki_kernels.machine.errors import RuleViolation
-from nki_kernels.machine.rules import Operands, Rule
+from nki_kernels.machine.rules import Operands, PartlyRead, Parts, Rule
 from nki_kernels.machine.tensor import NkiTensor
 from nki_kernels.machine.trace import Access, Event, PeWork, Site, Work, where
 
@@ -59,6 +59,7 @@ class Plan:
     state: Callable[[Run, tuple[Any, ...]], Any] | None
     ends_groups: bool
     handles_dynamic: bool
+    parts: Parts | None
 
 
 @dataclasses.dataclass(slots=True)
@@ -104,6 +105,7 @@ class Instruction:
     handles_dynamic: bool
     many: str
     meets: bool
+    parts: Parts | None
 
     def plan(self, run: Run, args: tuple[Any, ...]) -> Plan:
         """Judge a call signature for the first time.
@@ -211,8 +213,9 @@ class Instruction:
             updated_work=updated,
             body=self._adapt(),
             state=self.state,
-            ends_groups=self.name != "nc_matmul",
+            ends_groups=self.name not in ("nc_matmul", "nc_matmul_mx"),
             handles_dynamic=self.handles_dynamic,
+            parts=self.parts,
         )
 
     def _adapt(self) -> Callable[[Run, Engine, Any, tuple[Any, ...]], None]:
@@ -342,6 +345,7 @@ def instruction(
             updates=updates, rules=rules, cost=cost, hidden=hidden, state=state, source=source,
             body=body, handles_dynamic=handles_dynamic, many=many,
             meets=context.annotation == "Call",
+            parts=next((r.parts for r in rules if isinstance(r, PartlyRead)), None),
         )  # fmt: skip
         REGISTRY[ins.name] = ins
         return _entry(ins, params, unkeyed, lists)

@@ -111,8 +111,9 @@ class Access(NamedTuple):
 class PeWork:
     """A pass through the Tensor engine.
 
-    `k` contraction rows, `m` stationary columns, `n` moving rows streamed. `dtype` is the wider of
-    the two operand types. Strides are the innermost byte steps of the operands.
+    `k` contraction rows (of one value; 2 with double row, 4 of an x4 type), `m` stationary columns,
+    `n` moving rows streamed. `dtype` is the wider of the two operand types. Strides are the
+    innermost byte steps of the operands.
     """
 
     k: int
@@ -133,7 +134,8 @@ class PeWork:
     @property
     def macs(self) -> int:
         """Multiply-accumulates done (a transpose counts too: it occupies the array)."""
-        return self.k * self.m * self.n * (2 if self.double_row else 1)
+        values = 4 if self.dtype.endswith("_x4") else 2 if self.double_row else 1
+        return self.k * self.m * self.n * values
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,7 @@ from nki.isa.enums import (
 from nki.isa.exponential import exponential
 from nki.isa.gather import local_gather, nc_n_gather, nc_stream_shuffle
 from nki.isa.matmul import nc_matmul, nc_transpose
+from nki.isa.mx import nc_matmul_mx, quantize_mx
 from nki.isa.nonzero import nonzero_with_count, sequence_bounds, topk
 from nki.isa.random import (
     dropout,
@@ -102,12 +103,14 @@ __all__ = [
     "nc_find_index8",
     "nc_match_replace8",
     "nc_matmul",
+    "nc_matmul_mx",
     "nc_n_gather",
     "nc_stream_shuffle",
     "nc_transpose",
     "nc_version",
     "nonzero_with_count",
     "oob_mode",
+    "quantize_mx",
     "rand2",
     "rand_get_state",
     "rand_set_state",

@@ -76,7 +76,7 @@ class _MatmulSizes(Rule):
     def problem(self, ops: Operands) -> str | None:
         spec = ops.spec
         rows, columns = spec.partitions, spec.stationary_fmax
-        if ops["tile_size"] and _Tiling().problem(ops) is None:
+        if ops["tile_size"] and Tiling().problem(ops) is None:
             rows, columns = ops["tile_size"]
         double = 2 if work.mode_name(ops["perf_mode"]) == "double_row" else 1
         width = spec.moving_fmax
@@ -190,10 +190,11 @@ class _OneBank(Rule):
 
 
 @dataclass(frozen=True)
-class _Tiling(Rule):
+class Tiling(Rule):
     """Row and column tiles of the array: sizes 32 (gen3), 64, 128, positions multiples of them."""
 
     def problem(self, ops: Operands) -> str | None:
+        """Return what is wrong, or None."""
         position, size = ops["tile_position"], ops["tile_size"]
         if not position and not size:
             return None
@@ -235,17 +236,39 @@ def _groups(run: Run, args: tuple[Any, ...]) -> bool | Array:
     if transposes:
         dst.mem.end_groups(dst.region)
         return False
+    return started(run, "nc_matmul", dst, accumulate)
+
+
+def started(run: Run, opcode: str, dst: NkiTensor, accumulate: bool | None) -> bool | Array:
+    """Return which elements of dst a matmul adds to, and note that it wrote them.
+
+    Raises:
+        RuleViolation: accumulate=True on elements no matmul wrote, None where
+            nothing can be inferred.
+    """
     asked = None if accumulate is None else bool(accumulate)
     if asked and run.spec.generation >= 4 and dst.mem.is_written(dst.region):
         # Only gen2 and gen3 forbid adding to what another instruction initialised.
         dst.mem.accumulates(dst.region, None, run.loop)
         return True
     try:
-        started: bool | Array = dst.mem.accumulates(dst.region, asked, run.loop)
+        return dst.mem.accumulates(dst.region, asked, run.loop)
     except RuleViolation as error:
         line = where(run.kernel_site())
-        raise RuleViolation(f"nisa.nc_matmul at {line}: {error} [nki.isa.nc_matmul]") from None
-    return started
+        raise RuleViolation(f"nisa.{opcode} at {line}: {error} [nki.isa.{opcode}]") from None
+
+
+def form(dst: NkiTensor, weights: Array, data: Array, adds: bool | Array) -> None:
+    """dst (+)= weights.T @ data for float32 [K, M] and [K, N]; `adds` as `started` returned it."""
+    if isinstance(adds, bool) and dst.dtype is dtypes.float32 and dst.ndim == 2:
+        dst.mem.multiply(dst.region, weights, data, adds)
+        return
+    target = dst.mem.array(dst.region, dst.dtype.host)
+    shaped = (weights.T @ data).reshape(target.shape)
+    if adds is False:
+        dtypes.store(target, shaped)
+    else:
+        dtypes.store(target, np.where(adds, target.astype(np.float32) + shaped, shaped))
 
 
 @instruction(
@@ -264,7 +287,7 @@ def _groups(run: Run, args: tuple[Any, ...]) -> bool | Array:
         _Contraction(),
         _MatmulSizes(),
         _OneBank(),
-        _Tiling(),
+        Tiling(),
     ),
     cost=work.matmul,
     hidden=lambda ops: ((), ("pe_stationary",)),
@@ -302,16 +325,7 @@ def nc_matmul(
         rows *= 2
     weights = stationary.mem.snapshot(stationary.region, rows, stationary.dtype)
     data = moving.mem.snapshot(moving.region, rows, moving.dtype)
-    adds = ctx.state
-    if isinstance(adds, bool) and dst.dtype is dtypes.float32 and dst.ndim == 2:
-        dst.mem.multiply(dst.region, weights, data, adds)
-        return
-    target = dst.mem.array(dst.region, dst.dtype.host)
-    shaped = (weights.T @ data).reshape(target.shape)
-    if adds is False:
-        dtypes.store(target, shaped)
-    else:
-        dtypes.store(target, np.where(adds, target.astype(np.float32) + shaped, shaped))
+    form(dst, weights, data, ctx.state)
 
 
 def _transpose_by_identity(
