@@ -14,7 +14,7 @@ import pytest
 from tests.child import REPO, run_python
 from tests.repo.test_readme import block
 
-DATA = {".csv", ".json", ".typed"}
+DATA = {".css", ".csv", ".html", ".js", ".json", ".typed"}
 
 
 @pytest.fixture(scope="module")
