@@ -73,7 +73,43 @@ def _lint(options: argparse.Namespace) -> int:
     return run_lint(options.paths, as_json=options.json, quiet=options.quiet)
 
 
-COMMANDS: tuple[Callable[[Subparsers], None], ...] = (add_run, add_env, add_lint)
+def add_docs(commands: Subparsers) -> None:
+    """Add ``docs [--check]``."""
+    parser = commands.add_parser(
+        "docs",
+        help="write the pages of nki.isa from its declarations",
+        description="Write the README of each family of instructions and the support matrix into "
+        "the embedded nki/isa, from the declarations. Needs the embedded nki.",
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit code 1 if a page is stale"
+    )
+    parser.set_defaults(handler=lambda options: write_docs(check=options.check))
+
+
+def write_docs(*, check: bool) -> int:
+    """Write the generated pages, or with ``check`` name the stale ones; return the exit code."""
+    from nki_kernels.hardware import TARGETS  # here: the other commands need no pages
+    from nki_kernels.machine import pages
+
+    kind = toolchain.current().kind
+    if kind != "embedded":
+        print(
+            f"nki_kernels docs: the nki in force is {kind}; the pages are those of the embedded "
+            f"one; set {toolchain.ENV}=embedded",
+            file=sys.stderr,
+        )
+        return USAGE_ERROR
+    isa = importlib.import_module("nki.isa")
+    specs = tuple(TARGETS[name] for name in ("trn1", "trn2", "trn3"))
+    directory = Path(str(isa.__file__)).parent
+    stale = pages.write(pages.pages(isa, specs), directory, check=check)
+    for name in stale:
+        print(f"{'stale' if check else 'wrote'} {directory / name}")
+    return int(check and bool(stale))
+
+
+COMMANDS: tuple[Callable[[Subparsers], None], ...] = (add_run, add_env, add_lint, add_docs)
 
 
 def run_script(script: str, args: Sequence[str]) -> int:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, cast
 
 from nki_kernels.hardware.spec import Engine
-from nki_kernels.machine import core
+from nki_kernels.machine import core, describe
 from nki_kernels.machine.core import Run
 from nki_kernels.machine.errors import RuleViolation
 from nki_kernels.machine.rules import Operands, PartlyRead, Parts, Rule
@@ -399,7 +399,7 @@ def _entry(
     # whole budget of an instruction.
     exec(compile(code, f"<nisa.{ins.name}>", "exec"), space)
     entry = cast(Callable[..., NkiInstruction], space[ins.name])
-    entry.__doc__ = ins.body.__doc__
+    entry.__doc__ = describe.docstring(ins)
     entry.__module__ = ins.body.__module__
     entry.__qualname__ = ins.name
     entry.__annotations__ = {

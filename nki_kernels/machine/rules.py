@@ -55,9 +55,20 @@ def memory(view: NkiTensor) -> str:
 
 @dataclass(frozen=True)
 class Rule:
-    """Base of operand rules. `check` names the option that sets the level."""
+    """Base of operand rules.
+
+    Attributes:
+        check: the option that sets the level.
+        about: what it limits: "buffers", "sizes", "dtypes", or "rules" for anything else. The
+            generated pages and docstrings sort by it.
+    """
 
     check: ClassVar[str] = "operands"
+    about: ClassVar[str] = "rules"
+
+    def since(self) -> int:
+        """Return the first generation on which a call can keep the rule."""
+        return 2
 
     def problem(self, ops: Operands) -> str | None:
         """Return what is wrong (what is, what is allowed, what to do), or None."""
@@ -68,6 +79,7 @@ class Rule:
 class BufferIs(Rule):
     """The operand lives in one of the named memories."""
 
+    about: ClassVar[str] = "buffers"
     check: ClassVar[str] = "buffer"
     operand: str
     allowed: tuple[str, ...]
@@ -94,6 +106,7 @@ class BufferIs(Rule):
 class SameExtent(Rule):
     """The operands agree in partitions and in elements per partition; free shapes may differ."""
 
+    about: ClassVar[str] = "sizes"
     operands: tuple[str, ...]
 
     def __init__(self, *operands: str) -> None:
@@ -118,6 +131,7 @@ class SameExtent(Rule):
 class SameSize(Rule):
     """The operands have the same number of elements in all."""
 
+    about: ClassVar[str] = "sizes"
     operands: tuple[str, ...]
 
     def __init__(self, *operands: str) -> None:
@@ -138,6 +152,7 @@ class SameSize(Rule):
 class SameDtype(Rule):
     """The operands have one dtype."""
 
+    about: ClassVar[str] = "dtypes"
     operands: tuple[str, ...]
 
     def __init__(self, *operands: str) -> None:
@@ -158,6 +173,7 @@ class SameDtype(Rule):
 class DtypeIn(Rule):
     """The operand's dtype is one of a set."""
 
+    about: ClassVar[str] = "dtypes"
     operand: str
     allowed: tuple[DType, ...]
 
@@ -176,6 +192,7 @@ class DtypeIn(Rule):
 class AtMost(Rule):
     """Extents bounded by a number of the core: partitions (dimension 0) or free elements."""
 
+    about: ClassVar[str] = "sizes"
     operand: str
     partitions: str | None = None
     free: str | None = None
@@ -207,6 +224,7 @@ class AtMost(Rule):
 class PerPartition(Rule):
     """The operand, where it is a tensor, is one element per partition: [P, 1] of `like`."""
 
+    about: ClassVar[str] = "sizes"
     operand: str
     like: str
 
@@ -230,6 +248,7 @@ class PerPartition(Rule):
 class NotAllIn(Rule):
     """At least one of the operands lives outside `buffer`."""
 
+    about: ClassVar[str] = "buffers"
     check: ClassVar[str] = "buffer"
     buffer: str
     operands: tuple[str, ...]
@@ -255,6 +274,7 @@ class NotAllIn(Rule):
 class OnChipOperands(Rule):
     """Every tensor operand is a tile in SBUF or PSUM."""
 
+    about: ClassVar[str] = "buffers"
     check: ClassVar[str] = "buffer"
 
     def problem(self, ops: Operands) -> str | None:
@@ -277,6 +297,8 @@ class OnChipOperands(Rule):
 class PartitionCount(Rule):
     """A compute operand has no more partitions than the core."""
 
+    about: ClassVar[str] = "sizes"
+
     def problem(self, ops: Operands) -> str | None:
         for name, view in ops.tensors():
             if view.shape[0] > ops.spec.partitions:
@@ -287,7 +309,7 @@ class PartitionCount(Rule):
         return None
 
     def __str__(self) -> str:
-        return "at most all partitions"
+        return "no more partitions than the core has"
 
 
 #: An access pattern encodes the size of a free dimension in 16 bits, its step in 16 with a sign.
@@ -301,6 +323,7 @@ class Encodable(Rule):
     Source: architecture guide, data access: a size is a uint16, a step an int16, in elements.
     """
 
+    about: ClassVar[str] = "sizes"
     check: ClassVar[str] = "access_pattern"
 
     def problem(self, ops: Operands) -> str | None:
@@ -336,6 +359,7 @@ class StartPartition(Rule):
     """
 
     check: ClassVar[str] = "start_partition"
+    about: ClassVar[str] = "sizes"
 
     def problem(self, ops: Operands) -> str | None:
         quadrant = ops.spec.quadrant
@@ -363,6 +387,7 @@ class StartPartition(Rule):
 class EngineReach(Rule):
     """GpSimd reaches SBUF only."""
 
+    about: ClassVar[str] = "buffers"
     check: ClassVar[str] = "buffer"
 
     def problem(self, ops: Operands) -> str | None:

@@ -34,9 +34,13 @@ _COMMANDS = ("idle", "reset", "reduce", "reset_reduce")
 class _Stages(Rule):
     """From gen4: an activation, one of six operator pairs, reversals of operators that exist."""
 
+    def since(self) -> int:
+        """Return the first generation that has it."""
+        return 4
+
     def problem(self, ops: Operands) -> str | None:
         """Return what is wrong, or None."""
-        if ops.spec.generation < 4:
+        if ops.spec.generation < self.since():
             return f"activate2 on {ops.spec.name}; it needs gen4: use nisa.activation"
         op = operator(ops["op"])
         if op.activation is None and op.name != "prelu":

@@ -38,8 +38,12 @@ _RANK = 4
 class _Exponential(Rule):
     """From gen4, up to 4-D; the sum's command, initial value and result."""
 
+    def since(self) -> int:
+        """Return the first generation that has it."""
+        return 4
+
     def problem(self, ops: Operands) -> str | None:
-        if ops.spec.generation < 4:
+        if ops.spec.generation < self.since():
             return f"exponential on {ops.spec.name}; it needs gen4: use nisa.activation with nl.exp"
         for name in ("dst", "src"):
             if ops[name].ndim > _RANK:

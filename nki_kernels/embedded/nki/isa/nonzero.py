@@ -24,9 +24,13 @@ _INT32 = np.iinfo(np.int32)
 class _Nonzero(Rule):
     """From gen3; dst has one element per partition more than src; numbers fit int32."""
 
+    def since(self) -> int:
+        """Return the first generation that has it."""
+        return 3
+
     def problem(self, ops: Operands) -> str | None:
         dst, src = ops["dst"], ops["src"]
-        if ops.spec.generation < 3:
+        if ops.spec.generation < self.since():
             return f"nonzero_with_count on {ops.spec.name}; it needs gen3: use nisa.iota and select"
         if (dst.shape[0], dst.free_size) != (src.shape[0], src.free_size + 1):
             return (

@@ -99,6 +99,10 @@ class _Generation(Rule):
 
     vector: int
 
+    def since(self) -> int:
+        """Return the first generation on which one of the two engines has it."""
+        return min(3, self.vector)
+
     def problem(self, ops: Operands) -> str | None:
         """Return what is wrong, or None."""
         needed = 3 if ops.engine is Engine.gpsimd else self.vector
@@ -138,9 +142,13 @@ def rng(
 class _Range(Rule):
     """From gen4; numbers with min < max."""
 
+    def since(self) -> int:
+        """Return the first generation that has it."""
+        return 4
+
     def problem(self, ops: Operands) -> str | None:
         """Return what is wrong, or None."""
-        if ops.spec.generation < 4:
+        if ops.spec.generation < self.since():
             return f"rand2 on {ops.spec.name}; it needs gen4: use nisa.rng and scale its bits"
         low, high = ops["min"], ops["max"]
         if is_number(low) and is_number(high) and not low < high:

@@ -235,8 +235,12 @@ def _choose(
 class _RangeSelect(Rule):
     """From gen3 on; the fill value is the lowest float32; indices are exact in float32."""
 
+    def since(self) -> int:
+        """Return the first generation that has it."""
+        return 3
+
     def problem(self, ops: Operands) -> str | None:
-        if ops.spec.generation < 3:
+        if ops.spec.generation < self.since():
             return f"range_select on {ops.spec.name}; it needs gen3: use affine_select"
         data = ops["on_true_tile"]
         if not data.dtype.is_float:

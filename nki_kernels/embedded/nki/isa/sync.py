@@ -25,8 +25,12 @@ _GPSIMD_BYTES = {4: 1024, 2: 512, 1: 256}
 class _Pair(Rule):
     """Two cores share an HBM stack from gen3 on."""
 
+    def since(self) -> int:
+        """Return the first generation that has it."""
+        return 3
+
     def problem(self, ops: Operands) -> str | None:
-        if ops.spec.generation < 3:
+        if ops.spec.generation < self.since():
             return f"on {ops.spec.name}; two cores work as one from gen3 on: launch on one core"
         return None
 
