@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from nki._absent import absent
 from nki.isa import constants
 from nki.isa.activate2 import activate2
 from nki.isa.activation import activation, activation_reduce
@@ -142,3 +145,6 @@ __all__ = [
     "unknown_engine",
     "vector_engine",
 ]
+
+if not TYPE_CHECKING:  # for a type checker, a name that is missing is missing
+    __getattr__ = absent(__name__, __all__)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from nki._absent import absent
 from nki.language.constants import shared_constant
 from nki.language.loops import (
     affine_range,
@@ -272,3 +275,6 @@ __all__ = [
     "zeros",
     "zeros_like",
 ]
+
+if not TYPE_CHECKING:  # for a type checker, a name that is missing is missing
+    __getattr__ = absent(__name__, __all__)
