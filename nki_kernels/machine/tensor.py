@@ -25,6 +25,7 @@ from nki_kernels.machine.errors import (
 )
 from nki_kernels.machine.layout import Dynamic, is_int
 from nki_kernels.machine.memory import Memory, poisoned
+from nki_kernels.machine.no_arithmetic import NoArithmetic
 from nki_kernels.machine.products import Region
 from nki_kernels.machine.trace import Access
 from nki_kernels.machine.views import Views
@@ -89,7 +90,7 @@ class NKIObject:
             self.__post_init__()
 
 
-class NkiTensor(NKIObject, Views):
+class NkiTensor(NKIObject, Views, NoArithmetic):
     """A view over a tile in SBUF, PSUM or HBM. Made by ``nl.ndarray`` and by the methods below."""
 
     __slots__ = ("_access", "_signature", "dtype", "dynamic", "mem", "offset", "shape", "strides")

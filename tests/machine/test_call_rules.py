@@ -187,3 +187,17 @@ def test_numbers_no_float32_can_hold_and_stray_ones_are_refused(call, says):
 
     with pytest.raises(RuleViolation, match=says):
         run(kernel, np.ones((2, 9), np.float32))
+
+
+def test_numbers_in_a_tuple_are_judged_by_their_type():
+    """(0, 0) and (0.0, 0) are equal and hash alike; the verdict of one is not the other's."""
+
+    def kernel(x, position):
+        t, out = loaded(x), nl.ndarray(x.shape, nl.float32, buffer=nl.psum)
+        nisa.nc_matmul(out, t, t, tile_position=position, tile_size=(32, 32))
+
+    x = np.ones((32, 32), np.float32)
+    for _ in range(2):
+        run(kernel, x, (0, 0))
+        with pytest.raises(RuleViolation, match="each is two ints"):
+            run(kernel, x, (0.0, 0))
