@@ -314,6 +314,10 @@ class Run:
             raise ins.unusable(self, args) from None
         if plan is None:
             plan = self._plans[key] = ins.plan(self, args)
+        hidden_reads = plan.hidden_reads
+        if plan.registers:
+            read = [f"register:{index_of(args[at]).number}" for at in plan.registers]
+            hidden_reads += tuple(read)
         extra: tuple[Access, ...] = ()
         concrete = True
         for at in plan.tensors:
@@ -345,7 +349,7 @@ class Run:
         events = self.trace.events
         event = Event(
             len(events), self.core, self.loop, ins.name, plan.engine, reads, writes,
-            plan.hidden_reads, plan.hidden_writes, work, self.site(2),
+            hidden_reads, plan.hidden_writes, work, self.site(2),
         )  # fmt: skip
         events.append(event)
         return event
@@ -467,6 +471,12 @@ class Run:
             self.control("loop_iteration", ControlWork("loop_iteration"))
             body(value)
         self.loop = outer
+
+
+def index_of(value: Any) -> Any:
+    """Return what gives a view its run-time address (a register or a tile), or the value itself."""
+    dynamic = value.dynamic if isinstance(value, NkiTensor) else None
+    return value if dynamic is None else dynamic.index
 
 
 def float_values(view: NkiTensor, run: Run, slot: str) -> Array:

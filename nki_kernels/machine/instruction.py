@@ -15,7 +15,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 from nki_kernels.hardware.spec import Engine
 from nki_kernels.machine import core, describe
-from nki_kernels.machine.core import Run
+from nki_kernels.machine.core import Run, VirtualRegister, index_of
 from nki_kernels.machine.errors import RuleViolation
 from nki_kernels.machine.rules import Operands, PartlyRead, Parts, Rule
 from nki_kernels.machine.tensor import NkiTensor
@@ -51,6 +51,7 @@ class Plan:
     reads: tuple[int, ...]
     writes: tuple[int, ...]
     updates: tuple[int, ...]
+    registers: tuple[int, ...]
     hidden_reads: tuple[str, ...]
     hidden_writes: tuple[str, ...]
     work: Work
@@ -207,6 +208,9 @@ class Instruction:
             reads=present((*self.reads, *names[len(self.names) :])),
             writes=writes,
             updates=present(self.updates),
+            registers=tuple(
+                i for i, n in enumerate(names) if isinstance(index_of(ops[n]), VirtualRegister)
+            ),
             hidden_reads=hidden[0],
             hidden_writes=hidden[1],
             work=work,

@@ -257,6 +257,24 @@ def test_events_of_registers_and_loops():
     assert [e.loop for e in events[3:]] == [((1, 0),), ((1, 0),), ((1, 1),), ((1, 1),)]
 
 
+def test_what_takes_a_register_reads_it():
+    """So that the model lets it wait for the load of that register."""
+
+    def kernel(x):
+        register, other = nisa.register_alloc(0), nisa.register_alloc(1)
+        t, index = tile(x), sb(2, 4, dtype=nl.int32)
+        nisa.iota(index, [[1, 4]], offset=other)
+        nisa.affine_select(sb(2, 4), [[1, 4]], 0, t, 0.0, offset=register)
+        chosen = t.ap([[4, 2], [1, 2]], scalar_offset=register, indirect_dim=1)
+        nisa.tensor_tensor(sb(2, 2), chosen, chosen, nl.add)
+        nisa.dma_copy(sb(2, 2), x.ap([[4, 2], [1, 2]], scalar_offset=other, indirect_dim=1))
+        nisa.iota(index, [[1, 4]], offset=3)
+
+    found = traced(kernel, np.zeros((2, 4), np.float32)).trace.events[1:]
+    first, second = ("register:1",), ("register:2",)
+    assert [e.hidden_reads for e in found] == [second, first, first * 2, second, ()]
+
+
 def test_the_generation_is_known_inside_a_kernel():
     seen = []
     for target in ("trn1", "trn2", "trn3"):
