@@ -73,6 +73,37 @@ def _lint(options: argparse.Namespace) -> int:
     return run_lint(options.paths, as_json=options.json, quiet=options.quiet)
 
 
+def add_conformance(commands: Subparsers) -> None:
+    """Add ``conformance PATH [--only NAME ...]``."""
+    parser = commands.add_parser(
+        "conformance",
+        help="run AWS's kernel library on the embedded NKI, against its own references",
+        description="Run the test files of a checkout of aws-neuron/nki-library, each kernel on "
+        "the embedded NKI against the reference of its own test (needs the extra `test`). Exit "
+        "code 0 if every entry matches.",
+    )
+    parser.add_argument("path", help="the checkout")
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="NAME",
+        help="parts of the names of entries, or `listed`: those that must match",
+    )  # fmt: skip
+    parser.add_argument("--rows", type=int, default=4, help="smallest rows per test and core count")
+    parser.add_argument("--megabytes", type=int, default=64, help="leave out larger cases")
+    parser.add_argument("--seconds", type=int, default=60, help="leave out longer cases")
+    parser.add_argument("--target", default="trn2", choices=("trn2", "trn3"))
+    parser.add_argument("--workers", type=int, default=1, help="processes (pytest-xdist)")
+    parser.add_argument("--reasons", type=int, default=2, help="reasons shown per entry")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--verbose", action="store_true", help="say on stderr what each row did")
+    parser.set_defaults(handler=_conformance)
+
+
+def _conformance(options: argparse.Namespace) -> int:
+    from nki_kernels.conformance import run_conformance  # here: the other commands need no pytest
+
+    return run_conformance(options)
+
+
 def add_docs(commands: Subparsers) -> None:
     """Add ``docs [--check]``."""
     parser = commands.add_parser(
@@ -109,7 +140,13 @@ def write_docs(*, check: bool) -> int:
     return int(check and bool(stale))
 
 
-COMMANDS: tuple[Callable[[Subparsers], None], ...] = (add_run, add_env, add_lint, add_docs)
+COMMANDS: tuple[Callable[[Subparsers], None], ...] = (
+    add_run,
+    add_env,
+    add_lint,
+    add_conformance,
+    add_docs,
+)
 
 
 def run_script(script: str, args: Sequence[str]) -> int:

@@ -1,0 +1,60 @@
+"""When the output of a kernel counts as equal to its reference.
+
+AWS's own rule is |a - b| <= atol + rtol * max|b| with the maximum over the whole tensor, which lets
+a small column be wrong entirely. Here the scale of an element is its own magnitude plus the root
+mean square of its row (the last axis), with the rtol and atol that AWS's test states; integers and
+booleans are equal or wrong.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from nki_kernels.conformance.shims import is_float_type, packed_name, unpack
+from nki_kernels.machine.dtypes import Array
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The outcome of one comparison.
+
+    Attributes:
+        worst: the largest error as a share of what is allowed; above 1 is a mismatch.
+        norm: |a - b| / |b| in the Euclidean norm over all elements.
+        problem: what is wrong, "" if nothing is.
+    """
+
+    worst: float
+    norm: float
+    problem: str
+
+
+def difference(name: str, got: Array, want: Array, rtol: float, atol: float) -> Difference:
+    """Compare one output with its reference."""
+    if got.shape != want.shape:
+        if got.size != want.size:
+            shapes = f"{list(got.shape)}, the reference {list(want.shape)}"
+            return Difference(float("inf"), float("inf"), f"{name}: shape {shapes}")
+        got = got.reshape(want.shape)
+    if packed_name(got.dtype) is not None or packed_name(want.dtype) is not None:
+        got, want = unpack(got), unpack(want)
+    exact = not is_float_type(got.dtype) or not is_float_type(want.dtype)
+    a, b = got.astype(np.float64), want.astype(np.float64)
+    finite = np.isfinite(b)
+    if not np.array_equal(np.isfinite(a), finite):
+        count = int((np.isfinite(a) != finite).sum())
+        return Difference(float("inf"), float("inf"), f"{name}: {count} elements not finite in one")
+    a, b = np.where(finite, a, 0.0), np.where(finite, b, 0.0)
+    error = np.abs(a - b)
+    norm = float(np.linalg.norm(error) / (np.linalg.norm(b) or 1.0))
+    if exact:
+        wrong = int((error > 0).sum())
+        problem = f"{name}: {wrong} of {a.size} integers differ" if wrong else ""
+        return Difference(float("inf") if wrong else 0.0, norm, problem)
+    scale = np.abs(b) + np.sqrt(np.mean(b * b, axis=-1, keepdims=True)) if b.ndim else np.abs(b)
+    allowed = atol + rtol * scale
+    worst = float(np.max(error / np.maximum(allowed, np.finfo(float).tiny), initial=0.0))
+    problem = f"{name}: error {worst:.3g} times the allowed one" if worst > 1 else ""
+    return Difference(worst, norm, problem)

@@ -1,0 +1,149 @@
+"""What AWS's tests hand a kernel to: here it is launched on the embedded NKI and compared."""
+
+from __future__ import annotations
+
+import io
+import sys
+import warnings
+from typing import Any
+
+import numpy as np
+
+from nki_kernels.conformance.compare import difference
+from nki_kernels.machine.dtypes import Array
+from nki_kernels.machine.errors import NkiKernelsError
+from nki_kernels.machine.launch import Launch, launch
+from nki_kernels.machine.options import CHECKS, NkiWarning, only
+
+ALIAS = ".must_alias_input"
+
+
+class TooLarge(Exception):
+    """The arrays of a case exceed the limit of the run."""
+
+
+class Mismatch(AssertionError):
+    """A kernel ran and its output is not the reference's."""
+
+
+class Orchestrator:
+    """Stands for the class of that name in AWS's ``test.utils.test_orchestrator``.
+
+    Attributes:
+        record: what happened, for the report: "lnc", "target", "stage", "worst", "norm".
+    """
+
+    def __init__(self, limit: int, target: str | None = None) -> None:
+        self.limit = limit
+        self.target = target
+        self.record: dict[str, Any] = {"stage": "inputs"}
+
+    def execute(self, kernel_args: Any) -> None:
+        """Launch ``kernel_args.kernel_func`` and compare what it returns.
+
+        Raises:
+            TooLarge: more bytes of inputs and outputs than the limit.
+            Mismatch: an output differs.
+        """
+        compiler = kernel_args.compiler_input
+        target = self.target or compiler.platform_target.get_compile_target()
+        self.record |= {"lnc": compiler.logical_nc_config, "target": target}
+        given = kernel_args.kernel_input
+        if not isinstance(given, dict):
+            given = {} if given is None else given.for_rank(0)
+        outputs = self._expected_outputs(kernel_args.validation_args)
+        size = sum(a.nbytes for a in _arrays([list(given.values()), list(outputs.values())]))
+        self.record["bytes"] = size
+        if size > self.limit:
+            raise TooLarge(f"{size / 2**20:.0f} MiB of inputs and outputs")
+        self.record["stage"] = "launch"
+        done = self._launch(kernel_args.kernel_func, given, target, compiler.logical_nc_config)
+        self.record |= {"stage": "compare", "instructions": len(done.trace.events)}
+        results = [r for r in _flat(done.result) if isinstance(r, np.ndarray)]
+        self._compare(results, kernel_args.validation_args)
+        self.record["stage"] = "done"
+
+    def _launch(self, kernel: Any, given: dict[str, Any], target: str, lnc: int) -> Launch:
+        """Launch with every check on; after a finding, once more with the checks as warnings.
+
+        What the checks find in AWS's kernels is for a reader to judge; whether the values are right
+        is known in either case. Where the test expects an error, the first one is it.
+        """
+        harness = sys.modules.get("test.utils.ranged_test_harness")
+        try:
+            return launch(kernel, (), _arguments(given), target=target, lnc=lnc)
+        except NkiKernelsError as error:
+            if harness is not None and harness.is_in_negative_test_context():
+                raise
+            self.record["finding"] = f"{type(error).__name__}: {error}"
+        lenient = only(*CHECKS, level="warn")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NkiWarning)
+            return launch(kernel, (), _arguments(given), target=target, lnc=lnc, options=lenient)
+
+    def get_test_artifact_output_path(self) -> str:
+        """No artifacts are written."""
+        return ""
+
+    @staticmethod
+    def _expected_outputs(validation: Any) -> dict[str, Any]:
+        golden: Any = None if validation is None else validation.golden_output
+        if hasattr(golden, "output_ndarray"):
+            return dict(golden.output_ndarray)
+        if hasattr(golden, "for_rank"):
+            return dict(golden.for_rank(0))
+        return {k: v.output_ndarray for k, v in (golden or {}).items()}
+
+    def _compare(self, results: list[Array], validation: Any) -> None:
+        golden: Any = None if validation is None else validation.golden_output
+        if hasattr(golden, "golden"):
+            golden = golden.golden
+        elif hasattr(golden, "for_rank"):
+            golden = golden.for_rank(0)
+        if golden is None:
+            self.record["stage"] = "no reference"
+            return
+        if len(results) < len(golden):
+            raise Mismatch(f"{len(results)} outputs, the reference has {len(golden)}")
+        worst, norm, problems = 0.0, 0.0, []
+        for (name, want), got in zip(golden.items(), results, strict=False):
+            if hasattr(want, "validator"):
+                if not want.validator(logfile=io.StringIO()).validate(got):
+                    problems.append(f"{name}: refused by the test's own validator")
+                continue
+            found = difference(
+                name, got, np.asarray(want),
+                validation.relative_accuracy, validation.absolute_accuracy,
+            )  # fmt: skip
+            worst, norm = max(worst, found.worst), max(norm, found.norm)
+            problems += [found.problem] if found.problem else []
+        self.record |= {"worst": worst, "norm": norm}
+        if problems:
+            raise Mismatch("; ".join(problems))
+
+
+def _arguments(given: dict[str, Any]) -> dict[str, Any]:
+    """Copies: a kernel may write its inputs, and the reference is computed from them later."""
+    return {name.removesuffix(ALIAS): _copied(value) for name, value in given.items()}
+
+
+def _copied(value: Any) -> Any:
+    """The value with every array in it replaced by a copy."""
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    if type(value) in (list, tuple):
+        return type(value)(_copied(v) for v in value)
+    return value
+
+
+def _flat(result: Any) -> list[Any]:
+    return list(result) if isinstance(result, (list, tuple)) else [result]
+
+
+def _arrays(value: Any) -> list[Array]:
+    """Every array in nested lists, tuples and objects of the library."""
+    if isinstance(value, np.ndarray):
+        return [value]
+    if isinstance(value, (list, tuple)):
+        return [a for v in value for a in _arrays(v)]
+    return []
