@@ -219,8 +219,6 @@ def _cause(probe: Probe) -> str:
     law = probe.law
     if probe.windowed:
         return "the operand signature does not tell a window; the plain tensor_reduce row answers"
-    if law.key == "tensor_tensor_scan":
-        return "the row names one source, the call has two: the mode rule answers, as an estimate"
     rows = spec_for(TARGET).op_laws.laws
     twins = [r for r in rows if r is not law and (r.key, r.engine) == (law.key, law.engine)]
     if any(_same_operands(twin, law) and twin.contains(probe.n) for twin in twins):

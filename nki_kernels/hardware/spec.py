@@ -136,6 +136,8 @@ class VectorSpec(StreamSpec):
         reciprocal_cycles: reciprocal.
         memset_cycles: memset.
         fused_two_input_cycles: scalar_tensor_tensor.
+        predicated_cycles: tensor_copy_predicated of a tile, all in SBUF.
+        exponential_cycles: exponential (fourth generation).
         accumulate_cycles: added once where a reduction is folded into another instruction.
         scan_seed_ns: added where the initial value of a scan is a tensor.
         mask_load_ns: loading a shuffle mask.
@@ -159,6 +161,8 @@ class VectorSpec(StreamSpec):
     reciprocal_cycles: float
     memset_cycles: float
     fused_two_input_cycles: float
+    predicated_cycles: float
+    exponential_cycles: float
     accumulate_cycles: int
     scan_seed_ns: float
     mask_load_ns: float
@@ -176,7 +180,8 @@ class ScalarSpec(StreamSpec):
         lut_startup_ns: startup of a function that needs a table, SBUF source.
         lut_psum_startup_ns: the same, PSUM source.
         fast_2byte_cycles: cycles per element of a copy or scale between 2-byte types.
-        vector_read_ns: added per [P, 1] operand (bias, scale) read beside the data.
+        vector_read_ns: added per [P, 1] operand (bias, scale) read beside the data of a copy.
+        lut_vector_read_ns: the same for a function that needs a table.
         strided_dst_issue_cycles: added to the issue interval per element of a strided destination.
         accumulator_forward_ns: last element streamed to accumulator readable.
         read_accumulator_ns: reading the accumulator to result usable.
@@ -190,6 +195,7 @@ class ScalarSpec(StreamSpec):
     lut_psum_startup_ns: float
     fast_2byte_cycles: float
     vector_read_ns: float
+    lut_vector_read_ns: float
     strided_dst_issue_cycles: float
     accumulator_forward_ns: float
     read_accumulator_ns: float

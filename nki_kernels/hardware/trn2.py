@@ -95,6 +95,8 @@ VECTOR = VectorSpec(
     fused_two_input_cycles=measured(
         1.0, "AWS RMSNorm-quantize profile: n + 102; documented 2 for most operand types", high=2.0
     ),
+    predicated_cycles=documented(2.0, PERF),
+    exponential_cycles=estimated(0.25, "fourth generation: four times the rate of activation"),
     accumulate_cycles=documented(64, PERF),
     scan_seed_ns=measured(60.0, PROBE),
     mask_load_ns=measured(13.0, PROBE),
@@ -122,6 +124,9 @@ SCALAR = ScalarSpec(
     lut_psum_startup_ns=measured(255.0, PROBE),
     fast_2byte_cycles=measured(1.0, PROBE),
     vector_read_ns=measured(91.0, PROBE),
+    lut_vector_read_ns=estimated(
+        0.0, "rsqrt with a bias against tensor_scalar and rsqrt: both ladders", low=0.0, high=91.0
+    ),
     strided_dst_issue_cycles=measured(0.27, f"{PROBE}: copies n=128, strided destination, 228 ns"),
     accumulator_forward_ns=measured(200.7, PROBE),
     read_accumulator_ns=measured(279.0, PROBE),

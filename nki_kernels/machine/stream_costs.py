@@ -45,7 +45,7 @@ _LAWS: dict[str, tuple[str, str]] = {
     "bn_aggr": ("", "bn_aggr"),
     "bn_stats": ("", "one"),
     "dropout": ("", "one"),
-    "exponential": ("activation", "one"),
+    "exponential": ("", "exponential"),
     "iota": ("", "one"),
     "local_gather": ("", "one"),
     "max8": ("", "one"),
@@ -68,7 +68,7 @@ _LAWS: dict[str, tuple[str, str]] = {
     "sequence_bounds": ("", "one"),
     "set_rng_seed": ("", "one"),
     "tensor_copy": ("tensor_copy", "copy"),
-    "tensor_copy_predicated": ("predicated_copy_scalar", "two"),
+    "tensor_copy_predicated": ("predicated_copy_scalar", "predicated"),
     "tensor_partition_reduce": ("", "one"),
     "tensor_reduce": ("tensor_reduce", "reduce"),
     "tensor_scalar": ("tensor_scalar", "copy"),
@@ -121,7 +121,7 @@ def stream_timing(work: StreamWork, engine: Engine, spec: CoreSpec) -> Milestone
         # Measured: a strided destination delays the result like a source, the next start hardly.
         issuing = dense + work.n * spec.scalar.strided_dst_issue_cycles / part.clock_ghz
     least = part.dynamic_min_cycles if work.dynamic else part.min_issue_cycles
-    issue = max(least / part.clock_ghz, issuing + part.gap_ns)
+    issue = max(least / part.clock_ghz, issuing + part.gap_ns) + _folded(work, engine, spec)
     if cost.issue is not None:
         issue = cost.issue
     result = cost.startup + streaming
@@ -188,6 +188,9 @@ def _measured(work: StreamWork, engine: Engine, spec: CoreSpec) -> _Stream | Non
     if engine is Engine.vector and not _contiguous(work) and not _has_stride_law(work, spec):
         return None
     sources = tuple(_operand(s) for s in work.sources)
+    if work.law == "tensor_tensor_scan" and len(set(sources)) == 1:
+        # The table has one row for two sources of a kind.
+        sources = sources[:1]
     match = _find(work, engine, spec, sources)
     if match is None:
         match = _find(work, engine, spec, tuple(s._replace(step=1) for s in sources))
@@ -202,12 +205,18 @@ def _measured(work: StreamWork, engine: Engine, spec: CoreSpec) -> _Stream | Non
         in_psum = any(s.memory == "psum" for s in sources)
         slope = _cycles(work, engine, spec) / _part(engine, spec).clock_ghz
         stream += (work.n - within) * (slope if in_psum else law.per_element_ns)
-    vector_ns = spec.scalar.vector_read_ns if law.vector_ns is None else law.vector_ns
+    vector_ns = _vector_ns(work, spec) if law.vector_ns is None else law.vector_ns
     extra = work.vectors - law.vectors_included if engine is Engine.scalar else 0
     if law.vectors_required:
         extra = max(0, extra)
     estimated = not (match.exact and law.contains(work.n))
     return _Stream(law.startup_ns + extra * vector_ns, stream, estimated, law.issue_ns)
+
+
+def _vector_ns(work: StreamWork, spec: CoreSpec) -> float:
+    """Return what Scalar pays for a [P, 1] operand beside the data."""
+    table = _LAWS[work.law][0] == "activation" and _function(work) not in COPIES
+    return spec.scalar.lut_vector_read_ns if table else spec.scalar.vector_read_ns
 
 
 def _find(
@@ -263,7 +272,7 @@ def _by_rule(work: StreamWork, engine: Engine, spec: CoreSpec) -> _Stream:
     else:
         startup = part.psum_startup_ns if in_psum else part.startup_ns
     if engine is Engine.scalar:
-        startup += work.vectors * spec.scalar.vector_read_ns
+        startup += work.vectors * _vector_ns(work, spec)
     return _Stream(startup, work.n * _cycles(work, engine, spec) / part.clock_ghz, True)
 
 
@@ -277,9 +286,14 @@ def _extras(work: StreamWork, engine: Engine, spec: CoreSpec) -> float:
         extra += part.scan_seed_ns
     if work.law == "nc_stream_shuffle":
         extra += part.mask_load_ns
-    if _LAWS[work.law][1] == "accumulate" or work.reduces:
-        extra += part.accumulate_cycles / part.clock_ghz
-    return extra
+    return extra + _folded(work, engine, spec)
+
+
+def _folded(work: StreamWork, engine: Engine, spec: CoreSpec) -> float:
+    """Return what Vector adds, to interval and result, for a reduction folded into the stream."""
+    if engine is Engine.vector and (_LAWS[work.law][1] == "accumulate" or work.reduces):
+        return spec.vector.accumulate_cycles / spec.vector.clock_ghz
+    return 0.0
 
 
 def _cycles(work: StreamWork, engine: Engine, spec: CoreSpec) -> float:
@@ -312,11 +326,14 @@ def _vector_cycles(work: StreamWork, kind: str, sizes: list[int], spec: CoreSpec
         "fused": part.fused_two_input_cycles,
         "reduce": part.reduce_2byte_cycles if two_byte else part.reduce_cycles,
         "bn_aggr": part.bn_aggr_cycles,
+        "exponential": part.exponential_cycles,
     }.get(kind)
     if single is not None:
         return single
     if kind == "copy" and work.sources:
         return _copy_cycles(work, sizes, in_psum, spec)
+    if kind == "predicated":
+        return part.psum_two_input_cycles if in_psum else part.predicated_cycles
     if kind == "two" and len(work.sources) > 1:
         if any(memory == "psum" for _, memory, _ in work.sources):
             return part.psum_two_input_cycles

@@ -444,3 +444,44 @@ def test_hbm_to_hbm_is_charged_both_ways() -> None:
 )
 def test_control(kind: str, expected: float) -> None:
     assert control_ns(ControlWork(kind), TRN2) == expected  # type: ignore[arg-type]
+
+
+# -- what no measured row says ---------------------------------------------------------------------
+
+
+def test_a_function_through_a_table_reads_its_vectors_for_nothing() -> None:
+    with_bias, plain = (stream_timing(activation("rsqrt", 128, vectors=v), S, TRN2) for v in (1, 0))
+    assert with_bias == plain
+    high = TRN2.with_bounds("scalar.lut_vector_read_ns", "high")
+    dearer = stream_timing(activation("rsqrt", 128, vectors=1), S, high)
+    assert round(dearer.result - plain.result, 6) == TRN2.scalar.vector_read_ns
+
+
+@pytest.mark.parametrize(("memory", "cycles"), [("sbuf", 2.0), ("psum", 1.0)])
+def test_a_predicated_copy_of_a_tile(memory: str, cycles: float) -> None:
+    data = ("float32", memory, 4)
+    work = StreamWork(
+        "tensor_copy_predicated", "", 512, 128, (data, ("uint8", "sbuf", 1)), ("float32", "sbuf", 4)
+    )  # type: ignore[arg-type]
+    cost = stream_timing(work, V, TRN2)
+    assert cost.estimated
+    assert error(cost.issue, cycles * 512 / TRN2.vector.clock_ghz + TRN2.vector.gap_ns) <= LAW
+
+
+def test_exponential_is_four_times_as_fast_as_an_activation() -> None:
+    row = ("bfloat16", "sbuf", 2)
+    work = StreamWork("exponential", "", 4096, 128, (row,), row)  # type: ignore[arg-type]
+    vector = TRN3.vector
+    cost = stream_timing(work, V, TRN3)
+    assert error(cost.issue, 1024 / vector.clock_ghz + vector.gap_ns) <= LAW
+
+
+def test_a_folded_reduction_adds_its_cycles_to_interval_and_result() -> None:
+    row = ("float32", "sbuf", 4)
+    plain = StreamWork("tensor_scalar", "multiply", 512, 128, (row,), row)  # type: ignore[arg-type]
+    with_sum, without = (
+        stream_timing(replace(plain, reduces=reduces), V, TRN2) for reduces in (True, False)
+    )
+    extra = TRN2.vector.accumulate_cycles / TRN2.vector.clock_ghz
+    assert round(with_sum.issue - without.issue, 6) == round(extra, 6)
+    assert round(with_sum.result - without.result, 6) == round(extra, 6)
