@@ -21,12 +21,12 @@ from nki_kernels.hardware.origin import estimated
 from nki_kernels.hardware.toy import TOY
 from nki_kernels.machine.launch import launch
 from tests.embedded.harness import HBM, HOSTS, PSUM, SBUF, back, same, tile
-from tests.semantics import naive, naive_compute, naive_moves
+from tests.semantics import naive, naive_compute, naive_gen4, naive_moves
 from tests.semantics.naive import Machine, Tile
 from tests.semantics.naive_moves import Rows
 
-#: Importing these two fills the table of twins.
-TWIN_MODULES = (naive_compute, naive_moves)
+#: Importing these fills the table of twins.
+TWIN_MODULES = (naive_compute, naive_gen4, naive_moves)
 #: The toy core with the instructions of the fourth generation.
 TOY4 = TOY.derive(name="toy4", generation=estimated(4, "invented"))
 QUADRANT, CORE = 2, 4
@@ -164,18 +164,18 @@ def _placed(given: Any, base: Base) -> Any:
         copy = nl.ndarray(given.shape, base.dtype, buffer=HBM)
         nisa.dma_copy(dst=copy, src=given)
         return copy
-    return tile(given, base.buffer)
+    return tile(given, base.buffer, base.dtype)
 
 
 def _returned(whole: Any, base: Base) -> Any:
     return whole if base.buffer is HBM else back(whole)
 
 
-def naively(calls: Sequence[Call]) -> list[Any]:
-    """Run the twins; return the bits of every tile afterwards."""
+def naively(calls: Sequence[Call], *, toy: bool = True) -> list[Any]:
+    """Run the twins, with the toy core's sizes or the real ones; return every tile's bits."""
     bases = _bases(calls)
     arrays = {id(base): base.bits.copy() for base in bases}
-    machine = Machine(quadrant=QUADRANT, core_partitions=CORE)
+    machine = Machine(QUADRANT, CORE) if toy else Machine(32, 16)
 
     def translated(value: Any) -> Any:
         if isinstance(value, list) and value and isinstance(value[0], (Operand, Indexed)):
@@ -202,7 +202,7 @@ def agree(*calls: Call, target: Any = "toy", signed_zeros: bool = True) -> list[
         target: the core.
         signed_zeros: False where the documents leave the sign of a zero open (maximum of two).
     """
-    got, want = embedded(calls, target), naively(calls)
+    got, want = embedded(calls, target), naively(calls, toy=target in ("toy", TOY4))
     for ours, theirs in zip(got, want, strict=True):
         if signed_zeros or ours.dtype.kind in "iu":
             same(ours, theirs)

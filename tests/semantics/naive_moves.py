@@ -14,7 +14,7 @@ from tests.semantics.naive import Machine, Tile, rounded, single, twin
 # -- Tensor engine ---------------------------------------------------------------------------------
 
 
-def _address(tile: Tile, p: int, i: int) -> int:
+def address(tile: Tile, p: int, i: int) -> int:
     steps = zip(tile.place(p, i), tile.array.strides, strict=True)
     pointer: int = tile.array.__array_interface__["data"][0]
     return pointer + sum(index * step for index, step in steps)
@@ -33,7 +33,7 @@ def nc_matmul(
     planes = 2 if perf_mode == "double_row" else 1
     columns, rows = moving.free // planes, stationary.free // planes
     for i, j in itertools.product(range(rows), range(columns)):
-        where = (_address(dst, i, j),)
+        where = (address(dst, i, j),)
         if is_transpose:
             dst.put_raw(i, j, stationary.raw(j, i))
             m.groups.discard(where)

@@ -53,6 +53,11 @@ PROBES: dict[str, Callable[[], Any]] = {
         dst=sb(4, 8), data=sb(4, 8), vals=sb(4, 8), imm=0.0
     ),
     "nc_matmul": lambda: nisa.nc_matmul(dst=ps(4, 4), stationary=sb(4, 4), moving=sb(4, 4)),
+    "nc_matmul_mx": lambda: nisa.nc_matmul_mx(
+        dst=ps(2, 2), stationary=sb(32, 2, dtype=nl.float8_e5m2_x4),
+        moving=sb(32, 2, dtype=nl.float8_e5m2_x4), stationary_scale=sb(4, 2, dtype=nl.uint8),
+        moving_scale=sb(4, 2, dtype=nl.uint8),
+    ),
     "nc_n_gather": lambda: nisa.nc_n_gather(
         dst=sb(4, 4), data=sb(4, 4), indices=zeros(4, 4, dtype=nl.uint32)
     ),
@@ -62,6 +67,10 @@ PROBES: dict[str, Callable[[], Any]] = {
     "nc_transpose": lambda: nisa.nc_transpose(dst=ps(4, 4), data=sb(4, 4)),
     "nonzero_with_count": lambda: nisa.nonzero_with_count(
         dst=sb(CORE, 5, dtype=nl.int32), src=sb(CORE, 4)
+    ),
+    "quantize_mx": lambda: nisa.quantize_mx(
+        dst=sb(32, 1, dtype=nl.float8_e5m2_x4), src=sb(32, 4, dtype=nl.bfloat16),
+        dst_scale=sb(4, 1, dtype=nl.uint8),
     ),
     "rand2": lambda: nisa.rand2(dst=sb(4, 4), min=0.0, max=1.0),
     "rand_get_state": lambda: nisa.rand_get_state(dst=sb(4, 6, dtype=nl.uint32)),

@@ -15,10 +15,11 @@ from tests.embedded.harness import FLOATS, HBM, HOSTS, INTEGERS, PSUM, SBUF
 from tests.semantics import both, naive
 from tests.semantics.both import CORE, QUADRANT, Base, Call, Operand, agree, filled, operand, vector
 
-#: Instructions that still have no twin here. The list may only get shorter.
+#: Instructions that have no twin. Of the generators only the statistics are documented, and two
+#: cores meet in the last two. The list may only get shorter.
 PENDING = frozenset({
-    "activate2", "core_barrier", "dropout", "nc_matmul_mx", "quantize_mx", "rand2",
-    "rand_get_state", "rand_set_state", "rng", "sendrecv", "set_rng_seed",
+    "core_barrier", "dropout", "rand2", "rand_get_state", "rand_set_state", "rng", "sendrecv",
+    "set_rng_seed",
 })  # fmt: skip
 
 EVERY = (*FLOATS, nl.float8_e4m3, nl.float8_e5m2, *INTEGERS)

@@ -100,10 +100,14 @@ def _scale_problem(ops: Operands, name: str, data: NkiTensor, columns: int) -> s
 class _Quantize(Rule):
     """From gen4; whole quadrants, whole blocks, dst a quarter of src, scales of every block."""
 
+    def since(self) -> int:
+        """Return the first generation that has it."""
+        return 4
+
     def problem(self, ops: Operands) -> str | None:
         """Return what is wrong, or None."""
         dst, src = ops["dst"], ops["src"]
-        if ops.spec.generation < 4:
+        if ops.spec.generation < self.since():
             return f"quantize_mx on {ops.spec.name}; it needs gen4: scale to fp8 with tensor_scalar"
         if src.shape[0] % ops.spec.quadrant or src.free_size % PACKED:
             return (
@@ -179,10 +183,14 @@ def quantize_mx(
 class _MxMatmul(Rule):
     """From gen4; whole quadrants of K, even M, N within PSUM, scales of every block."""
 
+    def since(self) -> int:
+        """Return the first generation that has it."""
+        return 4
+
     def problem(self, ops: Operands) -> str | None:
         """Return what is wrong, or None."""
         dst, stationary, moving, spec = ops["dst"], ops["stationary"], ops["moving"], ops.spec
-        if spec.generation < 4:
+        if spec.generation < self.since():
             return f"nc_matmul_mx on {spec.name}; it needs gen4: use nc_matmul with fp8 or bfloat16"
         k, m, n = stationary.shape[0], stationary.free_size, moving.free_size
         given = f"stationary {list(stationary.shape)}, moving {list(moving.shape)}"
