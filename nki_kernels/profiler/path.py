@@ -11,7 +11,6 @@ import enum
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterator
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +24,8 @@ from nki_kernels.machine.trace import DmaWork
 
 #: Times are sums in float64; moments closer than this are the same moment.
 _SAME_NS = 1e-6
+#: Payloads before one's own that may be in its way.
+_AHEAD = 32
 
 
 class Part(enum.IntEnum):
@@ -73,8 +74,11 @@ class Order:
             for n, event in enumerate(events)
             if event.engine is Engine.dma
         )
-        for (_, before), (_, number) in pairwise(payloads):
-            self.served[number] = before
+        for at, (begin, number) in enumerate(payloads[1:], 1):
+            # It waits for the memory interface or for a DMA engine: whoever let go last.
+            ahead = [n for _, n in payloads[max(0, at - _AHEAD) : at]]
+            done = [n for n in ahead if float(timeline.service_end[n]) <= begin + _SAME_NS]
+            self.served[number] = max(done or ahead[-1:], key=lambda n: timeline.service_end[n])
 
     def running(self, core: int, engine: Engine, now: float) -> int:
         """Return the last event of an engine that started before `now`, or -1."""
@@ -190,7 +194,7 @@ class CriticalPath:
         start, begin = float(timeline.start[number]), float(timeline.service[number])
         end = max(begin, float(timeline.service_end[number]))
         for part, low, high in (
-            (Part.notify, end, now),
+            (Part.notify if payload is Part.transfer else payload, end, now),
             (payload, begin, min(end, now)),
             (Part.trigger, start, min(begin, now)),
         ):
