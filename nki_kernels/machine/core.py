@@ -352,6 +352,8 @@ class Run:
             hidden_reads, plan.hidden_writes, work, self.site(2),
         )  # fmt: skip
         events.append(event)
+        if self.team is not None:
+            self.team.note(event, self.rank, [args[at] for at in plan.writes])
         return event
 
     def _execute(

@@ -7,7 +7,7 @@ completes it for all and records the events, in order of members.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -18,7 +18,7 @@ from nki_kernels.machine.dtypes import Array
 from nki_kernels.machine.errors import KernelError, NkiKernelsError
 from nki_kernels.machine.instruction import Call
 from nki_kernels.machine.tensor import MemoryRegion, NkiTensor
-from nki_kernels.machine.trace import Access, Event, Site, Tile, Work, where
+from nki_kernels.machine.trace import MEETING, Access, Event, Site, Tile, Work, where
 
 T = TypeVar("T")
 
@@ -52,12 +52,14 @@ class Offer:
         work: Work,
         reads: tuple[Access, ...] = (),
         writes: tuple[Access, ...] = (),
+        hidden: tuple[str, ...] = (MEETING,),
     ) -> None:
-        """Append the member's event to its trace."""
+        """Append the member's event to its trace; by default the cores of a launch met."""
         run = self.run
         events = run.trace.events
+        name = self.opcode.rpartition(".")[2]
         self.event = Event(
-            len(events), run.core, run.loop, self.opcode, engine, reads, writes, (), (), work,
+            len(events), run.core, run.loop, name, engine, reads, writes, (), hidden, work,
             self.site,
         )  # fmt: skip
         events.append(self.event)
@@ -83,6 +85,8 @@ class Team:
         self._runs = [run for cores in ranks for run in cores]
         self._shared = [_Shared() for _ in ranks]
         self._meetings: dict[Any, dict[int, Offer]] = {}
+        #: Per rank and event, a digest of the bytes it wrote to shared HBM.
+        self.digests: list[dict[int, int]] = [{} for _ in ranks]
         for rank, cores in enumerate(ranks):
             for run in cores:
                 run.team, run.rank = self, rank
@@ -145,6 +149,14 @@ class Team:
                 "tensors in the same order"
             )
         return found
+
+    def note(self, event: Event, rank: int, views: Iterable[NkiTensor]) -> None:
+        """Remember what an event wrote to shared HBM: two cores may write the same."""
+        shared = [v for v in views if v.mem.tile.shared and v.dynamic is None]
+        if shared and not any(v.mem.abstract for v in shared):
+            self.digests[rank][event.seq] = hash(
+                tuple([v.mem.bits(v.region).tobytes() for v in shared])
+            )
 
     def _label(self, run: Run) -> str:
         core = f"core {run.core}" if run.lnc > 1 or len(self.ranks) == 1 else ""

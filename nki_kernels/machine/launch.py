@@ -23,6 +23,7 @@ from nki_kernels.machine.hazards import alias_errors
 from nki_kernels.machine.layout import is_int
 from nki_kernels.machine.options import Options, default_options
 from nki_kernels.machine.placement import Placement, place
+from nki_kernels.machine.races import race_errors
 from nki_kernels.machine.tensor import NkiTensor
 from nki_kernels.machine.trace import Trace
 
@@ -163,6 +164,10 @@ class Job:
             if self.placement is not None and options.alias != "off":
                 for hazard in alias_errors(trace, self.placement):
                     bound.run.report(options.alias, hazard)
+            team = bound.run.team
+            if team is not None and options.lnc_race != "off":
+                for race in race_errors(trace, team.digests[bound.run.rank]):
+                    bound.run.report(options.lnc_race, race)
             self._changed = bound.changed()
 
     def deliver(self) -> Launch:

@@ -21,6 +21,9 @@ Memory: TypeAlias = Literal["sbuf", "psum", "hbm"]
 #: Kept raw because resolving a line costs more than the instruction that is being recorded.
 Site: TypeAlias = tuple[tuple[CodeType, int], ...]
 
+#: Hidden state that an event writes where both cores of a launch met.
+MEETING = "cores"
+
 #: Dynamic loops around an event, outermost first: (loop number, iteration).
 LoopPath: TypeAlias = tuple[tuple[int, int], ...]
 
@@ -200,7 +203,7 @@ class Event:
     `engine` executes it (for a DMA: `Engine.dma`; the triggering queue is in the work record).
     `hidden_reads` and `hidden_writes` name state that is no tensor: "act_table" (with the function
     set in `work.function`), "act_accumulator", "vector_accumulator", "pe_stationary",
-    "shuffle_mask", "vector_random", "gpsimd_random", "register:<n>".
+    "shuffle_mask", "vector_random", "gpsimd_random", "register:<n>", `MEETING`.
     """
 
     __slots__ = (

@@ -238,7 +238,7 @@ def test_any_program_of_exchanges_runs_and_is_timed(steps):
 
 def test_the_events_of_an_exchange_and_a_barrier():
     run = launch(sum_of_halves, (counted(3, 8),), lnc=2)
-    sent = [e for e in run.trace if e.opcode == "nisa.sendrecv"]
+    sent = [e for e in run.trace if e.opcode == "sendrecv"]
     assert [e.core for e in sent] == [0, 1]
     for mine, other in (sent, sent[::-1]):
         assert mine.reads[0].tile.core == mine.core
@@ -248,7 +248,7 @@ def test_the_events_of_an_exchange_and_a_barrier():
         assert mine.work.nbytes == 3 * 4
         assert mine.work.hbm_read_bytes == mine.work.hbm_write_bytes == 0
     run = launch(rows_then_other_rows, (counted(4, 6),), lnc=2)
-    met = [e for e in run.trace if e.opcode == "nisa.core_barrier"]
+    met = [e for e in run.trace if e.opcode == "core_barrier"]
     assert [e.core for e in met] == [0, 1]
     assert {e.work.kind for e in met} == {"barrier"}
     assert met[0].reads == met[1].reads == met[0].writes
@@ -472,7 +472,7 @@ def test_a_launch_on_one_core_has_nobody_to_meet():
 
 def test_a_barrier_takes_lists_and_tiles_on_chip():
     run = ran(lambda: nisa.core_barrier(filled(1, 1), [0, 1]), lnc=2)
-    assert [len(e.writes) for e in run.trace if e.opcode == "nisa.core_barrier"] == [0, 0]
+    assert [len(e.writes) for e in run.trace if e.opcode == "core_barrier"] == [0, 0]
 
 
 @pytest.mark.parametrize("call", [RULES[8][0], lambda: nisa.core_barrier(hbm(1, 2), (0,))])
