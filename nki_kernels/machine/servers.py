@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final
 
 from nki_kernels.hardware.spec import CoreSpec, Engine
 from nki_kernels.machine.costs import DmaMilestones
 from nki_kernels.machine.dependencies import QUEUES, STORE_QUEUE, queue_number
-from nki_kernels.machine.trace import ControlWork, Event
+from nki_kernels.machine.trace import ControlWork, Event, PeWork
 
 BARRIERS: Final = ("loop_iteration", "barrier")
 
 #: The column of `handoffs` for stores whose descriptors software writes.
 SOFTWARE_STORE: Final = Engine.unknown
+
+#: The Tensor engine's array is told apart in 4 x 4 sub-arrays of 32 x 32: the smallest tile.
+_PE_SIDE = 4
+PE_CELLS: Final = _PE_SIDE * _PE_SIDE
+_EVERY_CELL: Final = tuple(range(PE_CELLS))
 
 #: Rounding of a running sum must not release the throttle.
 _NOISE = 1e-6
@@ -68,6 +75,17 @@ class Throttle:
         if self._enabled:
             self._spans.append((start, end, weight))
             self._busy += (end - start) * weight
+
+
+@lru_cache(1 << 12)
+def pe_cells(work: PeWork, spec: CoreSpec) -> tuple[int, ...]:
+    """Return the sub-arrays a matmul runs in: all, unless it names a tile of the array."""
+    if not work.tile_rows or not work.tile_cols:
+        return _EVERY_CELL
+    high, wide = spec.pe.rows / _PE_SIDE, spec.pe.columns / _PE_SIDE
+    rows = range(int(work.row_start / high), math.ceil((work.row_start + work.tile_rows) / high))
+    columns = range(int(work.col_start / wide), math.ceil((work.col_start + work.tile_cols) / wide))
+    return tuple(row * _PE_SIDE + column for row in rows for column in columns)
 
 
 @dataclass(slots=True)
@@ -124,7 +142,10 @@ class Core:
         self.queues = [Queue(n, self.pipes[n % STORE_QUEUE]) for n in range(QUEUES)]
         self.horizon = 0.0
         self.throttle = Throttle(spec)
-        self.streaming = 0.0
+        #: Per sub-array of the Tensor engine: start and end of the last stream through it.
+        self.streaming = [0.0] * PE_CELLS
+        self.streamed = [0.0] * PE_CELLS
+        self.loaded = 0.0
         self.table: str | None = None
         self.dma_free = [0.0] * spec.dma_engines
         self.dma_busy = [0.0] * spec.dma_engines

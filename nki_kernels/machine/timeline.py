@@ -39,6 +39,7 @@ from nki_kernels.machine.servers import (
     Record,
     Transfer,
     handoffs,
+    pe_cells,
 )
 from nki_kernels.machine.stream_costs import COPIES
 from nki_kernels.machine.trace import DmaWork, Event, PeWork, StreamWork, Trace
@@ -269,7 +270,10 @@ class _Scheduler:
         elif event.engine is Engine.tensor:
             # Weights load while the stream before still runs: start is that of the load.
             load = self._pe(work, throttled=False).load
-            free = max(free, core.streaming, pipe.free - load)
+            cells = pe_cells(work, self.spec)
+            streaming = max([core.streaming[c] for c in cells])
+            streamed = max([core.streamed[c] for c in cells])
+            free = max(free, core.loaded, streaming, streamed - load)
         else:
             free = max(free, pipe.free)
         return free, why
@@ -345,9 +349,14 @@ class _Scheduler:
         return pe_timing(work, self.spec, throttled)
 
     def _run_pe(self, core: Core, queue: Queue, number: int, work: PeWork, start: float) -> None:
-        """Load weights behind the stream before, stream, drain."""
+        """Load weights behind the stream before, stream, drain.
+
+        Tiles of the array that do not touch stream side by side; one port loads their weights.
+        """
         loaded = start + self._pe(work, throttled=False).load
-        stream = max(loaded, queue.pipe.free)
+        cells = pe_cells(work, self.spec)
+        free = max([core.streamed[c] for c in cells])
+        stream = max(loaded, free)
         throttle = core.throttle
         throttle.advance(stream)
         cost = self._pe(work, throttled=throttle.on)
@@ -356,10 +365,14 @@ class _Scheduler:
         result = stream + cost.result
         if throttle.on and throttle.idle:
             result += cost.front
-        begin = max(start, queue.pipe.free)
+        begin = max(start, free)
         self._write(number, begin, issue, issue, result)
-        queue.dispatched, queue.pipe.free, core.streaming = start, issue, stream
-        core.busy[Engine.tensor] += issue - begin
+        queue.dispatched, core.loaded = start, loaded
+        for cell in cells:
+            core.streaming[cell], core.streamed[cell] = stream, issue
+        # Where tiles overlap in time the engine is busy once.
+        core.busy[Engine.tensor] += max(0.0, issue - max(begin, queue.pipe.free))
+        queue.pipe.free = max(queue.pipe.free, issue)
         if throttle.on:
             self.throttled += cost.issue
         self._note("pe")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -14,7 +15,7 @@ from nki_kernels.hardware import TOY, TRN1, TRN2, CoreSpec, Engine
 from nki_kernels.machine.dependencies import Wait
 from nki_kernels.machine.placement import place
 from nki_kernels.machine.timeline import Cause, Timeline, _Scheduler, schedule
-from nki_kernels.machine.trace import Tile
+from nki_kernels.machine.trace import PeWork, Tile
 from tests.machine.timing import LAW, PROBE, error
 from tests.machine.trace_builder import Builder, Mode, spacing, stream_of_matmuls, view
 
@@ -378,3 +379,39 @@ def test_any_program_keeps_order_and_repeats(data: st.DataObject) -> None:
         mine = [i for i, e in enumerate(events) if e.engine is engine]
         for before, after in pairwise(mine):
             assert one.start[after] >= one.issue[before]
+
+
+# -- tiles of the Tensor engine --------------------------------------------------------------------
+
+
+def _two_tiles(rows: tuple[int, int], columns: tuple[int, int]) -> Timeline:
+    """Pairs of matmuls on tiles of 64 rows or columns, each with an accumulator of its own."""
+    b = Builder()
+    weights, data = b.tile(64, 64, "bfloat16"), b.tile(64, 512, "bfloat16")
+    banks = [b.tile(64, 512, memory="psum") for _ in range(2)]
+    for i in range(40):
+        number = b.matmul(view(banks[i % 2]), view(weights), view(data), accumulate=i > 1)
+        event = b.trace.events[number]
+        assert isinstance(event.work, PeWork)
+        event.work = replace(
+            event.work,
+            row_start=rows[i % 2],
+            col_start=columns[i % 2],
+            tile_rows=64,
+            tile_cols=64,
+        )
+    return b.timeline()
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns"), [((0, 64), (0, 0)), ((0, 0), (0, 64)), ((0, 64), (0, 64))]
+)
+def test_tiles_of_the_array_that_do_not_touch_stream_side_by_side(
+    rows: tuple[int, int], columns: tuple[int, int]
+) -> None:
+    apart, same = _two_tiles(rows, columns), _two_tiles((0, 0), (0, 0))
+    one = 512 / TRN2.pe.clock_ghz
+    assert same.makespan_ns > 40 * one
+    assert apart.makespan_ns < 0.6 * same.makespan_ns
+    assert apart.busy_ns["tensor"] <= apart.makespan_ns
+    assert (np.diff(apart.start) >= 0).all()
