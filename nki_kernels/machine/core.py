@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nki_kernels.hardware.spec import CoreSpec, Engine
-from nki_kernels.machine import dtypes
+from nki_kernels.machine import dtypes, indirection
 from nki_kernels.machine.dtypes import Array, DType, as_dtype
 from nki_kernels.machine.errors import (
     AbstractValue,
@@ -346,6 +346,8 @@ class Run:
                 work = plan.updated_work
         if extra:
             reads += extra
+            for at in plan.writes:
+                indirection.put_back(args[at])
         events = self.trace.events
         event = Event(
             len(events), self.core, self.loop, ins.name, plan.engine, reads, writes,
@@ -423,6 +425,8 @@ class Run:
                 access = view.access
                 static._access = access
                 resolved[at] = static
+            elif dynamic.kind == "indirect" and not unknown:
+                resolved[at] = indirection.operand(self, plan, at, view)
         return tuple(resolved), tuple(indices), unknown
 
     def _unwritten(self, plan: Plan, at: int, view: NkiTensor, args: tuple[Any, ...] = ()) -> None:

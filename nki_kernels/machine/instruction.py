@@ -15,9 +15,10 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 from nki_kernels.hardware.spec import Engine
 from nki_kernels.machine import core, describe
+from nki_kernels.machine.access_rules import PartlyRead, Parts, TensorIndirection
 from nki_kernels.machine.core import Run, VirtualRegister, index_of
 from nki_kernels.machine.errors import RuleViolation
-from nki_kernels.machine.rules import Operands, PartlyRead, Parts, Rule
+from nki_kernels.machine.rules import Operands, Rule
 from nki_kernels.machine.tensor import NkiTensor
 from nki_kernels.machine.trace import Access, Event, PeWork, Site, Work, where
 
@@ -124,7 +125,8 @@ class Instruction:
         problems = [] if ops.engine in self.engines or self._dma() else [self._wrong_engine(ops)]
         warned: list[str] = []
         if not problems:
-            for rule in self.rules:
+            indirection = any(isinstance(rule, TensorIndirection) for rule in self.rules)
+            for rule in self.rules if indirection else (*self.rules, TensorIndirection()):
                 found = _verdict(rule, ops)
                 if found is None:
                     continue

@@ -17,12 +17,14 @@ class Dynamic(NamedTuple):
     """An address that depends on a run-time value.
 
     `kind` is "scalar" (one index moves the whole pattern by index * scale elements) or "vector"
-    (row i of dimension 0 starts at index[i] * scale). `index` is a tensor or a register.
+    (row i of dimension 0 starts at index[i] * scale). "indirect" (gen4) takes columns of `base` by
+    offsets. `index` is a tensor or a register.
     """
 
     kind: str
     index: Any
     scale: int
+    base: Any = None
 
 
 def is_int(value: Any) -> bool:

@@ -233,6 +233,47 @@ class Memory:
             if self._group_map is not None:
                 self._group_map = np.repeat(self._group_map, ratio)
 
+    # -- columns chosen by offsets ---------------------------------------------------------------
+
+    def extract(self, region: Region, at: Array, tile: Tile) -> Memory:
+        """Return a tile of the elements ``at[p]`` of the free dimensions of each partition p."""
+        part = Memory(tile, self.buffer, tile.row_bytes * tile.partitions, self._pool,
+                      self._products)  # fmt: skip
+        part.loop, part.wide, part.abstract = self.loop, self.wide, self.abstract
+        whole = (0, tile.shape, (tile.shape[1], 1), region[3])
+
+        def chosen(values: Array) -> Array:
+            return np.take_along_axis(values.reshape(len(at), -1), at, axis=1)
+
+        if not self.abstract:
+            np.copyto(part.bits(whole), chosen(self.bits(region)))
+        part.full = self.full
+        if not self.full:
+            part._map = chosen(self.written_mask(region)).reshape(-1)
+        if self._groups or self._group_map is not None:
+            flags = self._flags(self._group_mask(region), region)
+            part._group_map = chosen(flags).reshape(-1)
+        return part
+
+    def insert(self, region: Region, at: Array, part: Memory) -> None:
+        """Write back what `extract` returned, with what is known of it; the last of equals wins."""
+        self.touch()
+        shape = region[1]
+        where_to = (np.arange(len(at))[:, None], *np.unravel_index(at, shape[1:]))
+        whole = (0, part.tile.shape, (part.tile.shape[1], 1), region[3])
+        if part.abstract or self.abstract:
+            self.lose_values()
+        else:
+            self.bits(region)[where_to] = part.bits(whole)
+        if not self.full:
+            written = np.zeros(shape, np.bool_)
+            written[where_to] = part.written_mask(whole)
+            self.mark_where(region, written)
+        if part._groups or part._group_map is not None or self._group_map is not None:
+            flags = part._flags(part._group_mask(whole), whole)
+            self._view(self._group_mask(region), region)[where_to] = flags[..., None]
+            self._groups.clear()
+
     # -- matmul groups ---------------------------------------------------------------------------
 
     def accumulates(

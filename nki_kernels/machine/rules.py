@@ -6,18 +6,15 @@ runs once per distinct call, not once per instruction.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar
 
 import numpy as np
 
 from nki_kernels.hardware.spec import CoreSpec, Engine
 from nki_kernels.machine.dtypes import DType
 from nki_kernels.machine.tensor import NkiTensor
-
-#: From the name of an operand and all arguments: the views of it that are read, None for all.
-Parts: TypeAlias = Callable[[str, tuple[Any, ...]], list[NkiTensor] | None]
 
 
 class Operands:
@@ -403,19 +400,6 @@ class EngineReach(Rule):
 
     def __str__(self) -> str:
         return "no PSUM operand on GpSimd"
-
-
-@dataclass(frozen=True)
-class PartlyRead(Rule):
-    """Not all of an operand is read: what is not need not have been written."""
-
-    parts: Parts
-
-    def problem(self, ops: Operands) -> str | None:
-        return None
-
-    def __str__(self) -> str:
-        return "parts of an operand are never read"
 
 
 #: Rules of every compute instruction (a DMA has its own).

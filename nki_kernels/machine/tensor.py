@@ -197,6 +197,7 @@ class NkiTensor(NKIObject, Views, NoArithmetic):
             dynamic.kind,
             dynamic.scale,
             index.signature if isinstance(index, NkiTensor) else type(index),
+            None if dynamic.base is None else dynamic.base.signature,
         )
 
     @property
@@ -278,6 +279,7 @@ class NkiTensor(NKIObject, Views, NoArithmetic):
 
     def _plain_keys(self, keys: tuple[Any, ...]) -> tuple[Any, ...]:
         """Expand an Ellipsis, refuse too many indices and indices on an indirect dimension."""
+        self._not_indirect()
         if keys.count(Ellipsis) > 1:
             raise ShapeError(f"{self._what()}: {keys!r} has more than one Ellipsis; use one")
         given = len(keys) - keys.count(Ellipsis)
@@ -404,6 +406,7 @@ class NkiTensor(NKIObject, Views, NoArithmetic):
                 "depends on"
             )
         dynamic = self.dynamic
+        self._not_indirect()
         if dynamic is not None and dynamic.kind == "vector":
             return self._gathered(dynamic)
         view = self if dynamic is None else self.resolved("numpy()")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from nki_kernels.machine.dtypes import DType, as_dtype, int32, uint32
 from nki_kernels.machine.errors import OutOfBounds, RuleViolation, ShapeError
+from nki_kernels.machine.indirect_view import IndirectViews
 from nki_kernels.machine.layout import MAX_DIMS, Dynamic, infer, is_int, restride
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from nki_kernels.machine.tensor import NkiTensor
 
 
-class Views:
+class Views(IndirectViews):
     """View methods, mixed into `NkiTensor`; every one returns a new view of the same tile."""
 
     __slots__ = ()
@@ -65,6 +66,7 @@ class Views:
         dtype: DType | None = None,
         dynamic: Dynamic | None = None,
     ) -> NkiTensor:
+        self._not_indirect()
         kind = self.dtype if dtype is None else dtype
         at = self.offset if offset is None else offset
         view: NkiTensor = type(self)(self.mem, shape, strides, at, kind, dynamic)  # type: ignore[call-arg, assignment]

@@ -111,9 +111,9 @@ def test_parameters_and_defaults_are_the_published_ones(home, name):
 VIEWS = API["nki.language"]["NkiTensor"]["members"]
 
 
-@pytest.mark.parametrize("name", [n for n in VIEWS if n not in ("__init__", "indirect")])
+@pytest.mark.parametrize("name", [n for n in VIEWS if n != "__init__"])
 def test_a_tensor_has_the_published_members(name):
-    """All but `indirect` (gen4), which the README lists as missing; tiles are made by ndarray."""
+    """All but the constructor: tiles are made by ndarray."""
     member = getattr(nl.NkiTensor, name)
     published = VIEWS[name].get("params", [])
     if published:

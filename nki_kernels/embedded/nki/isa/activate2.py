@@ -12,6 +12,7 @@ from nki.isa.enums import reduce_cmd as commands
 
 from nki_kernels.hardware.spec import Engine
 from nki_kernels.machine import dtypes, work
+from nki_kernels.machine.access_rules import TensorIndirection
 from nki_kernels.machine.core import Run, float_values, write_values
 from nki_kernels.machine.dtypes import Array
 from nki_kernels.machine.instruction import Context, instruction
@@ -122,6 +123,7 @@ class _Reduction(Rule):
     writes=("dst", "reduce_res"),
     rules=(
         *COMPUTE,
+        TensorIndirection("dst", "data"),
         BufferIs("dst", *_ON_CHIP),
         SameExtent("dst", "data"),
         PerPartition("imm0", "data"),

@@ -11,6 +11,7 @@ from nki.isa.enums import reduce_cmd as reduce_commands
 
 from nki_kernels.hardware.spec import Engine
 from nki_kernels.machine import dtypes, work
+from nki_kernels.machine.access_rules import TensorIndirection
 from nki_kernels.machine.core import Run, float_values
 from nki_kernels.machine.dtypes import Array
 from nki_kernels.machine.instruction import Context, instruction
@@ -85,6 +86,7 @@ def hidden(ops: Operands) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 _RULES: tuple[Rule, ...] = (
     *COMPUTE,
+    TensorIndirection("dst", "data"),
     BufferIs("dst", *_ON_CHIP),
     SameExtent("dst", "data"),
     PerPartition("bias", "data"),

@@ -15,6 +15,7 @@ from nki.isa.enums import reduce_cmd as commands
 
 from nki_kernels.hardware.spec import Engine
 from nki_kernels.machine import dtypes, work
+from nki_kernels.machine.access_rules import TensorIndirection
 from nki_kernels.machine.core import Run, float_values, write_values
 from nki_kernels.machine.dtypes import Array
 from nki_kernels.machine.instruction import Context, instruction
@@ -66,6 +67,7 @@ def _hidden(ops: Operands) -> tuple[tuple[str, ...], tuple[str, ...]]:
     writes=("dst",),
     rules=(
         *COMPUTE,
+        TensorIndirection("dst", "src"),
         BufferIs("dst", "sbuf", "psum"),
         SameExtent("dst", "src"),
         PerPartition("imm0", "src"),

@@ -18,6 +18,7 @@ from nki.isa.alu import (
 
 from nki_kernels.hardware.spec import Engine
 from nki_kernels.machine import dtypes, work
+from nki_kernels.machine.access_rules import TensorIndirection
 from nki_kernels.machine.core import float_values
 from nki_kernels.machine.dtypes import Array, DType
 from nki_kernels.machine.instruction import Context, instruction
@@ -60,6 +61,7 @@ class _CopyEngine(Rule):
     writes=("dst",),
     rules=(
         *COMPUTE,
+        TensorIndirection("dst", "src"),
         BufferIs("dst", *_ON_CHIP),
         BufferIs("src", *_ON_CHIP),
         SameExtent("dst", "src"),
@@ -179,6 +181,7 @@ def _tensor_tensor_engine(ops: Operands) -> Engine:
     writes=("dst",),
     rules=(
         *COMPUTE,
+        TensorIndirection("dst", "data1"),
         BufferIs("dst", *_ON_CHIP),
         SameExtent("dst", "data1", "data2"),
         NotAllIn("psum", "data1", "data2"),
@@ -322,6 +325,7 @@ def _tensor_scalar_engine(ops: Operands) -> Engine:
     writes=("dst",),
     rules=(
         *COMPUTE,
+        TensorIndirection("dst", "data"),
         BufferIs("dst", *_ON_CHIP),
         SameExtent("dst", "data"),
         PerPartition("operand0", "data"),

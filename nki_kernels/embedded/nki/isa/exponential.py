@@ -12,6 +12,7 @@ from nki.isa.enums import reduce_cmd as commands
 
 from nki_kernels.hardware.spec import Engine
 from nki_kernels.machine import dtypes, work
+from nki_kernels.machine.access_rules import TensorIndirection
 from nki_kernels.machine.core import float_values, write_values
 from nki_kernels.machine.instruction import Context, instruction
 from nki_kernels.machine.operators import OPS
@@ -77,6 +78,7 @@ class _Exponential(Rule):
     writes=("dst", "reduce_res"),
     rules=(
         *COMPUTE,
+        TensorIndirection("dst", "src"),
         BufferIs("dst", "sbuf", "psum"),
         SameExtent("dst", "src"),
         PerPartition("max_value", "src"),

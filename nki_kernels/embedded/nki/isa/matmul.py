@@ -10,6 +10,7 @@ from nki.isa.enums import matmul_perf_mode
 
 from nki_kernels.hardware.spec import Engine
 from nki_kernels.machine import dtypes, work
+from nki_kernels.machine.access_rules import TensorIndirection
 from nki_kernels.machine.core import Run, float_values, write_values
 from nki_kernels.machine.dtypes import Array
 from nki_kernels.machine.errors import RuleViolation
@@ -230,6 +231,29 @@ class Tiling(Rule):
         return "`tile_position` a multiple of `tile_size`; both or neither"
 
 
+@dataclass(frozen=True)
+class _IndirectMatmul(Rule):
+    """Indirect operands: 1- and 2-byte floats, no tiles of the array, no identity."""
+
+    def problem(self, ops: Operands) -> str | None:
+        used = [n for n, v in ops.tensors() if v.dynamic and v.dynamic.kind == "indirect"]
+        if not used:
+            return None
+        position = ops["tile_position"]
+        if position and tuple(position) != (0, 0):
+            return f"{used[0]} is an indirect view with tile_position {position}; it must be (0, 0)"
+        if ops["is_transpose"] and "moving" in used:
+            return "moving is an indirect view with is_transpose; pass the identity as it is"
+        for name in used:
+            kind = ops[name].dtype
+            if name != "dst" and kind in _FP32:
+                return f"{name} {kind} is an indirect view; it must be a float of 1 or 2 bytes"
+        return None
+
+    def __str__(self) -> str:
+        return "indirect operands of 1 or 2 bytes, at tile position (0, 0)"
+
+
 def _groups(run: Run, args: tuple[Any, ...]) -> bool | Array:
     """Return which elements of dst this matmul adds to."""
     dst, transposes, accumulate = args[0], args[5], args[6]
@@ -247,6 +271,8 @@ def started(run: Run, opcode: str, dst: NkiTensor, accumulate: bool | None) -> b
             nothing can be inferred.
     """
     asked = None if accumulate is None else bool(accumulate)
+    if dst.dynamic is not None:
+        return bool(asked)  # the address has no value, so nothing is known of what is there
     if asked and run.spec.generation >= 4 and dst.mem.is_written(dst.region):
         # Only gen2 and gen3 forbid adding to what another instruction initialised.
         dst.mem.accumulates(dst.region, None, run.loop)
@@ -277,6 +303,7 @@ def form(dst: NkiTensor, weights: Array, data: Array, adds: bool | Array) -> Non
     writes=("dst",),
     rules=(
         *COMPUTE,
+        TensorIndirection("dst", "stationary", "moving"),
         BufferIs("dst", "psum", remedy="allocate it with buffer=nl.psum"),
         BufferIs("stationary", "sbuf", remedy="copy it to SBUF with tensor_copy"),
         BufferIs("moving", "sbuf", remedy="copy it to SBUF with tensor_copy"),
@@ -288,6 +315,7 @@ def form(dst: NkiTensor, weights: Array, data: Array, adds: bool | Array) -> Non
         _MatmulSizes(),
         _OneBank(),
         Tiling(),
+        _IndirectMatmul(),
     ),
     cost=work.matmul,
     hidden=lambda ops: ((), ("pe_stationary",)),

@@ -17,6 +17,7 @@ from nki.isa.matmul import Tiling, form, started
 
 from nki_kernels.hardware.spec import Engine
 from nki_kernels.machine import dtypes, work
+from nki_kernels.machine.access_rules import PartlyRead, TensorIndirection
 from nki_kernels.machine.core import Run, float_values
 from nki_kernels.machine.dtypes import Array, DType
 from nki_kernels.machine.instruction import Context, instruction
@@ -25,7 +26,6 @@ from nki_kernels.machine.rules import (
     DtypeIn,
     OnChipOperands,
     Operands,
-    PartlyRead,
     Rule,
     StartPartition,
 )
@@ -274,6 +274,7 @@ def _read(name: str, args: tuple[Any, ...]) -> list[NkiTensor] | None:
     writes=("dst",),
     rules=(
         OnChipOperands(),
+        TensorIndirection("dst"),
         BufferIs("dst", "psum"),
         BufferIs("stationary", "sbuf"),
         BufferIs("moving", "sbuf"),

@@ -21,6 +21,7 @@ from nki.isa.enums import reduce_cmd as commands
 
 from nki_kernels.hardware.spec import Engine
 from nki_kernels.machine import dtypes, work
+from nki_kernels.machine.access_rules import TensorIndirection
 from nki_kernels.machine.core import Run, float_values, write_values
 from nki_kernels.machine.dtypes import Array
 from nki_kernels.machine.instruction import Context, instruction
@@ -99,7 +100,13 @@ class _ReduceOp(Rule):
     engines=(Engine.vector,),
     reads=("data",),
     writes=("dst",),
-    rules=(*COMPUTE, BufferIs("dst", *_ON_CHIP), _ReduceAxes(), _ReduceOp()),
+    rules=(
+        *COMPUTE,
+        TensorIndirection("dst", "data"),
+        BufferIs("dst", *_ON_CHIP),
+        _ReduceAxes(),
+        _ReduceOp(),
+    ),
     cost=work.stream("tensor_reduce", data=("data",), function="op", n_of="data"),
     lists=("axis",),
     source="nki.isa.tensor_reduce; cost: N cycles of data (NKI 2.26), trn2 laws",
@@ -156,6 +163,7 @@ class _NotReversed(Rule):
     writes=("dst", "reduce_res"),
     rules=(
         *COMPUTE,
+        TensorIndirection("dst", "data"),
         BufferIs("dst", *_ON_CHIP),
         SameExtent("dst", "data"),
         PerPartition("operand0", "data"),

@@ -14,6 +14,7 @@ from nki.isa.enums import reduce_cmd as commands
 
 from nki_kernels.hardware.spec import Engine
 from nki_kernels.machine import dtypes, work
+from nki_kernels.machine.access_rules import TensorIndirection
 from nki_kernels.machine.core import Run, VirtualRegister, float_values, write_values
 from nki_kernels.machine.dtypes import Array
 from nki_kernels.machine.errors import RuleViolation
@@ -345,6 +346,7 @@ class _PredicatedSource(Rule):
     updates=("dst",),
     rules=(
         *COMPUTE,
+        TensorIndirection("dst", "predicate"),
         BufferIs("dst", "sbuf", "psum"),
         SameExtent("dst", "src", "predicate"),
         SameDtype("src", "dst"),

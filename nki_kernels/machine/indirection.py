@@ -1,0 +1,98 @@
+"""Tensor indirection (gen4): operands whose columns are chosen by offsets in a tile.
+
+An instruction sees an indirect operand as a tile of its own, made of the columns when the offsets
+are known and put back when it was written; no body knows about it. Source: nki.language
+NkiTensor.indirect, "Tensor indirection" of each nki.isa instruction, trainium3 guide.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nki_kernels.hardware.spec import CoreSpec, Engine
+from nki_kernels.machine.dtypes import Array
+from nki_kernels.machine.errors import OutOfBounds
+from nki_kernels.machine.memory import uninitialized
+from nki_kernels.machine.tensor import NkiTensor
+from nki_kernels.machine.trace import where
+
+if TYPE_CHECKING:
+    from nki_kernels.machine.core import Run
+    from nki_kernels.machine.instruction import Plan
+
+
+def group_size(engine: Engine, spec: CoreSpec) -> int:
+    """Return the partitions that share a list of offsets."""
+    return spec.quadrant if engine is Engine.tensor else spec.gpsimd.core_partitions
+
+
+class Columns(NkiTensor):
+    """A tile of the chosen columns of `base`: column i of partition p is ``base[p, at[p, i]]``."""
+
+    __slots__ = ("at", "base")
+
+    at: Array
+    base: NkiTensor
+
+
+def operand(run: Run, plan: Plan, place: int, view: NkiTensor) -> Columns:
+    """Return the columns of an indirect operand, for an instruction that may be asked to write it.
+
+    Raises:
+        OutOfBounds: an offset outside the free dimensions.
+        UninitializedRead: a column is read that nothing wrote.
+    """
+    dynamic = view.dynamic
+    if dynamic is None or dynamic.base is None:
+        raise TypeError(f"{view!r} is no indirect view")
+    base: NkiTensor = dynamic.base
+    at = _offsets(run, plan, place, view)
+    tile = dataclasses.replace(
+        base.mem.tile, shape=view.shape, dtype=str(view.dtype), itemsize=view.dtype.itemsize,
+        row_bytes=view.shape[1] * view.dtype.itemsize, partitions=view.shape[0],
+    )  # fmt: skip
+    mem = base.mem.extract(base.region, at, tile)
+    found = Columns(mem, view.shape, (view.shape[1], 1), 0, view.dtype)
+    found.base, found.at = base, at
+    if place in plan.reads and not mem.is_written(found.region):
+        level = run.options.uninitialized
+        if level != "off":
+            site = where(run.kernel_site())
+            run.report(level, uninitialized(plan.opcode, plan.names[place], found, site))
+        mem.fill()
+    found._access = view.access
+    return found
+
+
+def put_back(view: Any) -> None:
+    """Bring what was written to the columns of an indirect operand back to its tile.
+
+    Of equal offsets the last column wins (undocumented).
+    """
+    if isinstance(view, Columns):
+        view.base.mem.insert(view.base.region, view.at, view.mem)
+
+
+def _offsets(run: Run, plan: Plan, place: int, view: NkiTensor) -> Array:
+    """Return the free offset of each column in each partition."""
+    dynamic = view.dynamic
+    if dynamic is None:
+        raise TypeError(f"{view!r} is no indirect view")
+    index = dynamic.index
+    group = group_size(plan.engine, run.spec)
+    stored = index.mem.array(index.region, index.dtype.host).reshape(index.shape[0], -1)
+    lists = stored.reshape(-1, group, stored.shape[1]).transpose(0, 2, 1)
+    lists = lists.reshape(lists.shape[0], -1)[:, : view.shape[1]].astype(np.int64)
+    limit = dynamic.base.free_size
+    outside = (lists < 0) | (lists >= limit)
+    if outside.any():
+        bad = int(lists[outside][0])
+        raise OutOfBounds(
+            f"{plan.opcode} {plan.names[place]} at {where(run.kernel_site())}: offset {bad} leaves "
+            f"the {limit} elements per partition of tensor {view.name!r}; keep offsets inside"
+        )
+    result: Array = np.repeat(lists, group, axis=0)
+    return result
