@@ -135,14 +135,13 @@ def _default(value: Any) -> str:
 
 
 def _matrix_page(families: dict[str, list[Callable[..., Any]]], specs: tuple[CoreSpec, ...]) -> str:
-    listed = ", ".join(f"[{family}]({_file(family)})" for family in families)
     lines = [
         _NOTE,
         "# nki.isa",
         "",
         "One page per family of instructions: engines, operand rules, dtypes, cost and source.",
         "",
-        f"{listed}.",
+        *_index(families),
         "",
         "## Instructions by generation",
         "",
@@ -160,6 +159,13 @@ def _matrix_page(families: dict[str, list[Callable[..., Any]]], specs: tuple[Cor
         *_operators(),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _index(families: dict[str, list[Callable[..., Any]]]) -> Iterator[str]:
+    yield from _head("family", "instructions")
+    for family, members in families.items():
+        names = ", ".join(member.__name__ for member in members)
+        yield f"| [{family}]({_file(family)}) | {names} |"
 
 
 def _head(*words: str) -> list[str]:
