@@ -52,6 +52,46 @@ def add_env(commands: Subparsers) -> None:
     parser.set_defaults(handler=lambda options: print_environment(as_json=options.json))
 
 
+def add_profile(commands: Subparsers) -> None:
+    """Add ``profile FILE.py:KERNEL [--arg ...] [--output ...]``."""
+    parser = commands.add_parser(
+        "profile",
+        help="model a kernel's time: what limits it, what it waits for, what to change first",
+        description="Run a kernel of any file on the embedded NKI (whichever nki is in force) and "
+        "report its modelled time. Arguments may be shapes without values.",
+    )
+    parser.add_argument("kernel", metavar="FILE.py:KERNEL", help="a kernel of any file")
+    parser.add_argument(
+        "--arg",
+        action="append",
+        default=[],
+        metavar="[NAME=]VALUE",
+        help="an argument of the kernel: 'q=bf16[1,8,4096,128]' (a shape without values; with "
+        ":zeros, :ones, :arange or :random it has them), 'x=@x.npy', 'eps=1e-6', 'mode=fast'",
+    )
+    parser.add_argument("--target", help="trn1, trn2, trn3 or toy (default: the environment's)")
+    parser.add_argument("--lnc", type=int, choices=(1, 2), help="cores of the launch")
+    parser.add_argument(
+        "-o",
+        "--output",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="write x.html (page), x.perfetto.json (trace) or x.json (record); may be repeated",
+    )
+    parser.add_argument("--force", action="store_true", help="replace output files that exist")
+    parser.add_argument("--against", metavar="OLD.json", help="compare with an earlier record")
+    parser.add_argument("--json", action="store_true", help="print the record instead of a report")
+    parser.set_defaults(handler=_profile)
+
+
+def _profile(options: argparse.Namespace) -> int:
+    from nki_kernels.profiler import command  # here: the other commands need no machine
+
+    sys.excepthook = _hook_without_our_frames(options.kernel.rpartition(":")[0])
+    return command.run(options)
+
+
 def add_lint(commands: Subparsers) -> None:
     """Add ``lint FILE ... [--json] [--quiet]``."""
     parser = commands.add_parser(
@@ -143,6 +183,7 @@ def write_docs(*, check: bool) -> int:
 COMMANDS: tuple[Callable[[Subparsers], None], ...] = (
     add_run,
     add_env,
+    add_profile,
     add_lint,
     add_conformance,
     add_docs,

@@ -64,7 +64,7 @@ def save(path: str | Path, render: Callable[[str], str], *, force: bool = False)
 def save_all(
     paths: list[str | Path] | list[str], render: Callable[[str], str], *, force: bool = False
 ) -> list[Path]:
-    """Write files, all or none: rendered first, each written aside and moved into place.
+    """Write files: all rendered and written aside first, then each moved into place.
 
     Args:
         paths: where to; the end of each name says what.

@@ -1,4 +1,4 @@
-"""A headless Chromium driven over a pipe: real mouse, real keys, screenshots, and nothing to install.
+"""A headless Chromium driven over a pipe: real mouse, keys and screenshots, nothing to install.
 
 The DevTools protocol runs over two inherited file descriptors (``--remote-debugging-pipe``):
 messages are JSON, each ended by a zero byte.
@@ -12,6 +12,7 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,14 @@ _FLAGS = (
     "--force-device-scale-factor=1", "--remote-debugging-pipe",
 )  # fmt: skip
 _PATIENCE = 120.0
+#: The browser reads commands from descriptor 3 and answers on 4.
+_WIRE = """
+import os, sys
+ends = [os.dup2(int(end), 50 + i) for i, end in enumerate(sys.argv[1:3])]
+for i, end in enumerate(ends):
+    os.dup2(end, 3 + i)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 
 
 def found() -> str | None:
@@ -165,16 +174,11 @@ def browser(profile: Path, dark: bool = False) -> Iterator[Browser]:
     to_read, to_write = os.pipe()
     from_read, from_write = os.pipe()
 
-    def wire() -> None:  # the child finds its ends of the pipes as descriptors 3 and 4
-        os.dup2(to_read, 13)
-        os.dup2(from_write, 14)
-        os.dup2(13, 3)
-        os.dup2(14, 4)
-
     flags = [*_FLAGS, f"--user-data-dir={profile}"]
     flags += ["--blink-settings=preferredColorScheme=0"] if dark else []
     process = subprocess.Popen(
-        [path, *flags], preexec_fn=wire, close_fds=False, env=os.environ | {"HOME": str(profile)},
+        [sys.executable, "-c", _WIRE, str(to_read), str(from_write), path, *flags],
+        pass_fds=(to_read, from_write), env=os.environ | {"HOME": str(profile)},
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     os.close(to_read)

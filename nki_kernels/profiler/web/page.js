@@ -59,9 +59,36 @@ function advice(meta, act) {
     make("b", {}, item.name), make("p", {}, item.text))));
 }
 
+/** The total time, cut into what the critical path spends it on. */
+function pathShares(data) {
+  const c = data.c, sums = new Map(), total = data.meta.summary.total_time_us;
+  const add = (name, colour, us) => {
+    const known = sums.get(name) || { colour, us: 0 };
+    known.us += us;
+    sums.set(name, known);
+  };
+  const words = { trigger: "triggers", transfer: "latency and payload", bandwidth: "bandwidth", notify: "completion" };
+  for (let i = 0; i < c.path_event.length; i++) {
+    const e = c.path_event[i], engine = data.engine(e), part = data.meta.parts[c.path_part[i]];
+    const us = (c.path_end[i] - c.path_start[i]) * data.unit;
+    if (part === "handoff") add("handoffs", engineColour("sync", 10), us);
+    else if (engine === "dma") add(`DMA ${words[part]}`, engineColour("dma", { trigger: 18, transfer: 0, bandwidth: -14, notify: 28 }[part]), us);
+    else add(engine, engineColour(engine), us);
+  }
+  const shares = [...sums].sort((a, b) => b[1].us - a[1].us);
+  const known = shares.reduce((sum, [, { us }]) => sum + us, 0);
+  shares.push(["launch and end", { colour: "var(--line)", us: Math.max(0, total - known) }]);
+  $("path").append(
+    make("div", { class: "stack" }, ...shares.map(([name, { colour, us }]) =>
+      make("i", { style: `width:${100 * us / total}%;background:${colour}`, title: `${name} ${time(us)}` }))),
+    make("div", { class: "legend" }, ...shares.map(([name, { colour, us }]) => make("span", {},
+      make("i", { style: `background:${colour}` }), `${name} `, make("span", { class: "dim" },
+        `${time(us)}, ${percent(100 * us / total)}`)))));
+}
+
 /** Log-log roofline as SVG. */
 function roofline({ peak_tflops, hbm_gb_s, intensity, tflops, gb_s }) {
-  const W = 460, H = 190, left = 46, bottom = 26, ridge = peak_tflops * 1e3 / hbm_gb_s;
+  const W = 460, H = 168, left = 46, bottom = 26, ridge = peak_tflops * 1e3 / hbm_gb_s;
   if (!(tflops > 0)) {
     const share = 100 * gb_s / hbm_gb_s;
     $("roofline").append(make("div", { class: "engine" }, make("span", {}, "HBM"),
@@ -137,7 +164,8 @@ class Source {
       const name = source.file.split(/[\\/]/).pop() || "outside a kernel";
       $("files").append(make("button", { title: source.file, onclick: () => this.open(i) }, name));
     });
-    if (data.meta.sources.length) this.open(0);
+    const hottest = data.meta.lines.find((line) => line.instructions);
+    if (hottest) this.show(this.places.get(`${hottest.file}:${hottest.line}`), false);
   }
 
   open(index) {
@@ -177,7 +205,7 @@ class Source {
     return row;
   }
 
-  show(place) {
+  show(place, marked = true) {
     const file = this.data.meta.places[place].file;
     const index = this.data.meta.sources.findIndex((source) => source.file === file);
     if (index < 0) return;
@@ -185,7 +213,7 @@ class Source {
     for (const row of this.rows.values()) row.classList.remove("on");
     const row = this.rows.get(place), box = $("source");
     if (!row) return;
-    row.classList.add("on");
+    if (marked) row.classList.add("on");
     box.scrollTop = row.offsetTop - box.clientHeight / 2;
   }
 }
@@ -196,6 +224,7 @@ class Page {
     this.matches = [];
     figures(data.meta);
     advice(data.meta, (i) => this.follow(i));
+    pathShares(data);
     roofline(data.meta.roofline);
     gaps(data, (start, end, event) => this.visit(start, end, event));
     memory(data.meta);
