@@ -322,7 +322,7 @@ class Run:
         concrete = True
         for at in plan.tensors:
             if args[at].dynamic is not None:
-                args, extra, unresolved = self._resolve(plan, args)
+                args, extra, unresolved = indirection.resolve(self, plan, args)
                 concrete = not unresolved
                 break
         for at in plan.reads:
@@ -390,44 +390,6 @@ class Run:
                     mem.fill()
             if plan.ends_groups and mem.tile.memory == "psum":
                 mem.end_groups(view.region)
-
-    def _resolve(
-        self, plan: Plan, args: tuple[Any, ...]
-    ) -> tuple[tuple[Any, ...], tuple[Access, ...], bool]:
-        """Replace run-time scalar offsets by their values; list the index tensors as reads.
-
-        The third result is True when an index has no value: addresses are unknown, values too.
-        """
-        resolved = list(args)
-        indices: list[Access] = []
-        unknown = False
-        for at in plan.tensors:
-            view = args[at]
-            dynamic = view.dynamic
-            if dynamic is None:
-                continue
-            index = dynamic.index
-            if isinstance(index, NkiTensor):
-                if not index.mem.is_written(index.region):
-                    raise uninitialized(
-                        plan.opcode,
-                        f"the index of {plan.names[at]}",
-                        index,
-                        where(self.kernel_site()),
-                    )
-                indices.append(index.access)
-                unknown |= index.mem.abstract
-            else:
-                unknown |= index.abstract
-            if dynamic.kind == "scalar" and not plan.handles_dynamic and not unknown:
-                what = f"{plan.opcode} {plan.names[at]} at {where(self.kernel_site())}"
-                static = view.resolved(what)
-                access = view.access
-                static._access = access
-                resolved[at] = static
-            elif dynamic.kind == "indirect" and not unknown:
-                resolved[at] = indirection.operand(self, plan, at, view)
-        return tuple(resolved), tuple(indices), unknown
 
     def _unwritten(self, plan: Plan, at: int, view: NkiTensor, args: tuple[Any, ...] = ()) -> None:
         level = self.options.uninitialized

@@ -1,4 +1,4 @@
-"""Tensor indirection (gen4): operands whose columns are chosen by offsets in a tile.
+"""Run-time addresses of operands: scalar offsets, and columns by offsets (gen4).
 
 An instruction sees an indirect operand as a tile of its own, made of the columns when the offsets
 are known and put back when it was written; no body knows about it. Source: nki.language
@@ -17,7 +17,7 @@ from nki_kernels.machine.dtypes import Array
 from nki_kernels.machine.errors import OutOfBounds
 from nki_kernels.machine.memory import uninitialized
 from nki_kernels.machine.tensor import NkiTensor
-from nki_kernels.machine.trace import where
+from nki_kernels.machine.trace import Access, where
 
 if TYPE_CHECKING:
     from nki_kernels.machine.core import Run
@@ -36,6 +36,46 @@ class Columns(NkiTensor):
 
     at: Array
     base: NkiTensor
+
+
+def resolve(
+    run: Run, plan: Plan, args: tuple[Any, ...]
+) -> tuple[tuple[Any, ...], tuple[Access, ...], bool]:
+    """Replace what run-time values decide by what it is now; list the index tensors as reads.
+
+    The third result is True when an index has no value: addresses are unknown, values too.
+
+    Raises:
+        UninitializedRead: an index that nothing wrote.
+    """
+    resolved = list(args)
+    indices: list[Access] = []
+    unknown = False
+    for place in plan.tensors:
+        view = args[place]
+        dynamic = view.dynamic
+        if dynamic is None:
+            continue
+        index = dynamic.index
+        if isinstance(index, NkiTensor):
+            if not index.mem.is_written(index.region):
+                site = where(run.kernel_site())
+                what = f"the index of {plan.names[place]}"
+                raise uninitialized(plan.opcode, what, index, site)
+            indices.append(index.access)
+            unknown |= index.mem.abstract
+        else:
+            unknown |= index.abstract
+        if unknown or plan.handles_dynamic:
+            continue
+        if dynamic.kind == "scalar":
+            what = f"{plan.opcode} {plan.names[place]} at {where(run.kernel_site())}"
+            static = view.resolved(what)
+            static._access = view.access
+            resolved[place] = static
+        elif dynamic.kind == "indirect":
+            resolved[place] = operand(run, plan, place, view)
+    return tuple(resolved), tuple(indices), unknown
 
 
 def operand(run: Run, plan: Plan, place: int, view: NkiTensor) -> Columns:

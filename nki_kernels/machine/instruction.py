@@ -18,6 +18,7 @@ from nki_kernels.machine import core, describe
 from nki_kernels.machine.access_rules import PartlyRead, Parts, TensorIndirection
 from nki_kernels.machine.core import Run, VirtualRegister, index_of
 from nki_kernels.machine.errors import RuleViolation
+from nki_kernels.machine.indirection import resolve
 from nki_kernels.machine.rules import Operands, Rule
 from nki_kernels.machine.tensor import NkiTensor
 from nki_kernels.machine.trace import Access, Event, PeWork, Site, Work, where
@@ -281,7 +282,7 @@ def meet(run: Run, ins: Instruction, key: Any, args: tuple[Any, ...]) -> Event |
         plan = run._plans[key] = ins.plan(run, args)
     extra: tuple[Access, ...] = ()
     if any(args[at].dynamic is not None for at in plan.tensors):
-        args, extra, _ = run._resolve(plan, args)
+        args, extra, _ = resolve(run, plan, args)
     for at in plan.reads:
         if args[at].dynamic is None and not args[at].mem.is_written(args[at].region):
             run._unwritten(plan, at, args[at])
