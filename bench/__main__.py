@@ -9,9 +9,17 @@ from pathlib import Path
 from typing import TypeVar
 
 from bench.entries import ENTRIES, Entry
+from bench.goldens import differences, figures, read, write
 from bench.harness import measure
-from bench.host import HostResult, host_table, measure_instructions, measure_matmul
+from bench.host import (
+    HostResult,
+    host_table,
+    measure_instructions,
+    measure_matmul,
+    measure_shapes_only,
+)
 from bench.record import BenchError, Result, require_writable, write_json
+from bench.sensitivity import measure_band, sensitivity_table
 from bench.table import results_table, shapes_table
 from nki_kernels.hardware import spec_for
 from nki_kernels.machine.dtypes import as_dtype
@@ -65,6 +73,20 @@ def _parser() -> argparse.ArgumentParser:
     host.add_argument("--json", type=Path, metavar="F", help="write the figures to F as well")
     host.set_defaults(command=_host)
 
+    band = commands.add_parser(
+        "sensitivity", help="what the uncertain numbers of the hardware do to the modelled times"
+    )
+    band.add_argument("op", nargs="*", help="operators (default: all)")
+    band.add_argument("--shape", action="append", help="a named shape or sizes; may be repeated")
+    band.add_argument("--dtype", action="append", help="bf16 (default), fp16, fp32")
+    band.add_argument("--target", default="trn2", help="hardware generation (default trn2)")
+    band.add_argument("--json", type=Path, metavar="F", help="write the effects to F as well")
+    band.set_defaults(command=_sensitivity)
+
+    golden = commands.add_parser("goldens", help="modelled times against those checked in")
+    golden.add_argument("--write", action="store_true", help="check in the times of now")
+    golden.set_defaults(command=_goldens)
+
     validation = commands.add_parser("validate", help="the timing model against hardware")
     validation.add_argument("--json", type=Path, metavar="F", help="write the readings to F too")
     validation.set_defaults(command=_validate)
@@ -77,10 +99,7 @@ def _list(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    try:
-        spec_for(arguments.target)
-    except ValueError as error:
-        raise BenchError(str(error)) from None
+    _known_target(arguments.target)
     work = list(_cases(arguments))
     if arguments.json is not None:
         require_writable(arguments.json)
@@ -95,12 +114,20 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0 if all(result.correct for result in results) else FAILED
 
 
+def _known_target(target: str) -> None:
+    try:
+        spec_for(target)
+    except ValueError as error:
+        raise BenchError(str(error)) from None
+
+
 def _host(arguments: argparse.Namespace) -> int:
     if arguments.json is not None:
         require_writable(arguments.json)
     results: list[HostResult] = []
     parts: list[tuple[str, Callable[[], Iterator[HostResult]]]] = [
         ("instructions", measure_instructions),
+        ("shapes only", measure_shapes_only),
         ("matmul against numpy", measure_matmul),
     ]
     for _, measured in _progress(parts, lambda part: part[0]):
@@ -109,6 +136,38 @@ def _host(arguments: argparse.Namespace) -> int:
     if arguments.json is not None:
         write_json(arguments.json, "host", results)
     return FAILED if any(result.within is False for result in results) else 0
+
+
+def _sensitivity(arguments: argparse.Namespace) -> int:
+    _known_target(arguments.target)
+    first = not arguments.shape
+    work = [w for w in _cases(arguments) if not first or w[1].name == _first(w[0])]
+    if arguments.json is not None:
+        require_writable(arguments.json)
+    bands = [
+        measure_band(entry, case, dtype, arguments.target)
+        for entry, case, dtype in _progress(work, lambda item: f"{item[0].op.name} {item[1].name}")
+    ]
+    print(sensitivity_table(bands))
+    if arguments.json is not None:
+        write_json(arguments.json, "model", bands)
+    return 0
+
+
+def _first(entry: Entry) -> str:
+    """Return the name of the operator's first default shape."""
+    return parse(entry.op, DEFAULTS[entry.op.name][0]).name
+
+
+def _goldens(arguments: argparse.Namespace) -> int:
+    found = dict(figures())
+    if arguments.write:
+        write(found)
+        print(f"{len(found)} modelled times written; give the reason in the commit")
+        return 0
+    lines = differences(found, read())
+    print("\n".join(lines) or f"{len(found)} modelled times are as checked in")
+    return FAILED if lines else 0
 
 
 def _validate(arguments: argparse.Namespace) -> int:

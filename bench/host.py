@@ -1,11 +1,12 @@
 """Speed of the embedded NKI itself, in wall time of this machine (source "host").
 
-Two figures, each with its limit: the cost of one instruction, and a whole matmul, values and
-timing, against NumPy's float32 product in the same run.
+Each with its limit: the cost of one instruction; 100,000 of them from shapes only; a whole matmul,
+values and timing, against NumPy's float32 product in the same run.
 """
 
 from __future__ import annotations
 
+import resource
 import statistics
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -23,10 +24,14 @@ from bench.record import SCHEMA_VERSION
 from bench.table import render
 from nki_kernels.machine.launch import launch
 from nki_kernels.machine.options import Options
+from nki_kernels.machine.tensor import Abstract
 
 #: The promises: microseconds per instruction, and times NumPy's float32 product.
 INSTRUCTION_LIMIT_US = 20.0
 MATMUL_LIMIT = 4.0
+#: ... at least so many thousand instructions traced a second, and seconds for 100,000 of them.
+TRACE_RATE = 30.0
+SHAPES_LIMIT_S = 8.0
 
 _TARGET = "trn2"
 _CALLS = 2000
@@ -136,6 +141,51 @@ def _tiles(x: Any) -> Tiles:
     nisa.dma_copy(b, x)
     nisa.memset(i, 0)
     return SimpleNamespace(a=a, b=b, p=p, i=i, h=x, register=nisa.register_alloc(0))
+
+
+@nki.jit
+def _many(x: Any, rounds: int) -> Any:
+    """Ten instructions a round on three engines, four buffers in turn."""
+    out = nl.ndarray(x.shape, dtype=x.dtype, buffer=nl.shared_hbm)
+    tiles = [nl.ndarray(x.shape, dtype=x.dtype, buffer=nl.sbuf) for _ in range(4)]
+    for index in range(rounds):
+        tile = tiles[index % len(tiles)]
+        nisa.dma_copy(dst=tile, src=x)
+        for _ in range(7):
+            nisa.tensor_scalar(tile, tile, nl.multiply, 2.0)
+        nisa.activation(tile, nl.exp, tile)
+        nisa.dma_copy(dst=out, src=tile)
+    return out
+
+
+def measure_shapes_only(rounds: int = 10_000) -> Iterator[HostResult]:
+    """Yield the rate of tracing from shapes, and tracing plus timing of 100,000 instructions.
+
+    A quarter of the size first: the cost per instruction shows whether it grows with the trace.
+    """
+    data = Abstract((128, 512), "bfloat16")
+    for size in (rounds // 4, rounds):
+        start = perf_counter()
+        run = launch(_many, (data, size), {}, target=_TARGET)
+        traced = perf_counter() - start
+        run.time()
+        whole = perf_counter() - start
+        count = len(run.trace)
+        what = f"shapes only, {count:,} instructions"
+        yield HostResult(
+            name=f"{what}, traced and timed, each", value=whole / count * 1e6, unit="us"
+        )
+    rate = count / traced / 1e3
+    yield HostResult(
+        name=f"{what}, traced per second",
+        value=rate,
+        unit="thousand",
+        limit=TRACE_RATE,
+        within=rate >= TRACE_RATE,
+    )
+    yield _limited(f"{what}, traced and timed", whole, "s", SHAPES_LIMIT_S)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    yield HostResult(name="peak memory of the process so far", value=peak, unit="MB")
 
 
 def measure_matmul(size: int = 2048, repeats: int = _REPEATS) -> Iterator[HostResult]:

@@ -44,6 +44,9 @@ from nki_kernels.machine.servers import (
 from nki_kernels.machine.stream_costs import COPIES
 from nki_kernels.machine.trace import DmaWork, Event, PeWork, StreamWork, Trace
 
+#: Counts up whenever a modelled time changes for the same trace.
+MODEL_VERSION = "2"
+
 Floats = npt.NDArray[np.float64]
 
 

@@ -14,6 +14,7 @@ from bench.host import (
     host_table,
     measure_instructions,
     measure_matmul,
+    measure_shapes_only,
 )
 
 
@@ -79,6 +80,7 @@ def test_host_exits_by_its_limits(kept, code, tmp_path, capsys, monkeypatch):
     figures = FIGURES[2:] if kept else FIGURES
     monkeypatch.setattr(bench.__main__, "measure_instructions", lambda: iter(figures))
     monkeypatch.setattr(bench.__main__, "measure_matmul", lambda: iter(()))
+    monkeypatch.setattr(bench.__main__, "measure_shapes_only", lambda: iter(()))
     path = tmp_path / "host.json"
     assert main(["host", "--json", str(path)]) == code
     assert "ratio" in capsys.readouterr().out
@@ -91,3 +93,14 @@ def test_host_refuses_a_path_before_it_measures(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(bench.__main__, "measure_instructions", lambda: pytest.fail("measured"))
     assert main(["host", "--json", str(tmp_path)]) == 2
     assert "is a folder; name a file in it" in capsys.readouterr().err
+
+
+def test_shapes_only_runs_grow_with_the_size_and_carry_their_limits():
+    small, large, rate, whole, memory = measure_shapes_only(rounds=40)
+    assert small.name == "shapes only, 100 instructions, traced and timed, each"
+    assert large.name == "shapes only, 400 instructions, traced and timed, each"
+    assert rate.limit == 30.0
+    assert rate.within == (rate.value >= rate.limit)
+    assert whole.limit == 8.0
+    assert round(whole.value * 1e6 / 400, 9) == round(large.value, 9)
+    assert memory.value > 0

@@ -1,0 +1,82 @@
+"""``python -m bench goldens``: the modelled times of our kernels, as checked in.
+
+A difference is a change of the model or of a kernel, and both need a reason: rerun with ``--write``
+and say it in the commit that contains the new file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bench.entries import ENTRIES
+from bench.record import BenchError
+from nki_kernels.machine.tensor import Abstract
+from nki_kernels.machine.timeline import MODEL_VERSION
+from nki_kernels.operators.shapes import DEFAULTS, parse
+
+FILE = Path(__file__).with_name("goldens.json")
+TARGETS = ("trn2", "trn3")
+DTYPE = "bfloat16"
+
+
+def figures() -> Iterator[tuple[str, dict[str, float | int]]]:
+    """Yield (operator shape dtype target, {ns, instructions}) for every default shape."""
+    for entry in ENTRIES.values():
+        for shape in DEFAULTS[entry.op.name]:
+            case = parse(entry.op, shape)
+            inputs = [Abstract(s, DTYPE) for s in entry.op.input_shapes(case.axes)]
+            for target in TARGETS:
+                run = entry.op.launch(inputs, {}, target=target)
+                name = f"{entry.op.name} {case.name} {DTYPE} {target}"
+                # A tenth of a nanosecond: less than a cycle of any engine.
+                ns = round(run.time().total_ns, 1)
+                yield name, {"ns": ns, "instructions": len(run.trace)}
+
+
+def read(path: Path = FILE) -> dict[str, Any]:
+    """Read the checked-in figures.
+
+    Raises:
+        BenchError: the file is missing or is not one of ours.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content["model"], str) or not isinstance(content["figures"], dict):
+            raise TypeError
+    except FileNotFoundError:
+        raise BenchError(f"{path} does not exist; write it with --write") from None
+    except (ValueError, KeyError, TypeError):
+        raise BenchError(
+            f"{path} is no file of modelled times; write it anew with --write"
+        ) from None
+    return dict(content)
+
+
+def write(found: dict[str, dict[str, float | int]], path: Path = FILE) -> None:
+    """Replace the checked-in figures, whole or not at all."""
+    text = json.dumps({"model": MODEL_VERSION, "figures": found}, indent=1, sort_keys=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(text + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def differences(found: dict[str, dict[str, float | int]], stored: dict[str, Any]) -> list[str]:
+    """Return one line per figure that is not as checked in."""
+    lines = []
+    if stored["model"] != MODEL_VERSION:
+        lines.append(f"model version: checked in {stored['model']}, now {MODEL_VERSION}")
+    old = stored["figures"]
+    for name in sorted(found.keys() | old.keys()):
+        before, now = old.get(name), found.get(name)
+        if before is None or now is None:
+            lines.append(f"{name}: {'new' if before is None else 'gone'}")
+        elif before != now:
+            change = 100 * (now["ns"] / before["ns"] - 1)
+            lines.append(
+                f"{name}: {before['ns']} ns, {before['instructions']} instructions; now "
+                f"{now['ns']} ns ({change:+.2f} %), {now['instructions']} instructions"
+            )
+    return lines
