@@ -18,7 +18,9 @@ class Dynamic(NamedTuple):
 
     `kind` is "scalar" (one index moves the whole pattern by index * scale elements) or "vector"
     (row i of dimension 0 starts at index[i] * scale). "indirect" (gen4) takes columns of `base` by
-    offsets. `index` is a tensor or a register.
+    offsets. `index` is a tensor or a register. "unusable": a view that no instruction can take,
+    outside its tile or empty; `index` is then the error, raised at the first use. (Published
+    kernels form such views on the last turn of a loop and pass them by.)
     """
 
     kind: str
@@ -83,3 +85,24 @@ def restride(
         left //= extent
         step *= extent
     return tuple(reversed(result))
+
+
+def reach(
+    shape: tuple[int, ...], strides: tuple[int, ...], offset: int, limit: int, row: int | None
+) -> str | None:
+    """Say how an access leaves its tile of `limit` elements; None if it does not.
+
+    `row` is the elements of a partition, None in HBM.
+    """
+    spans = [(n - 1) * s for n, s in zip(shape, strides, strict=True)]
+    last = offset + sum(spans)
+    if offset < 0 or last >= limit:
+        at = last if last >= limit else offset
+        return f"reaches element {at} of a tile of {limit} elements; keep offset and pattern inside"
+    used = 0 if row is None else offset % row + sum(spans[1:])
+    if row is not None and used >= row:
+        return (
+            f"reaches element {used} of a partition of {row} elements; an access cannot run on "
+            "into the next partition"
+        )
+    return None

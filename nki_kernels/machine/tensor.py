@@ -23,9 +23,10 @@ from nki_kernels.machine.errors import (
     RuleViolation,
     ShapeError,
 )
-from nki_kernels.machine.layout import Dynamic, is_int
+from nki_kernels.machine.layout import MAX_DIMS, Dynamic, is_int
 from nki_kernels.machine.memory import Memory, poisoned
 from nki_kernels.machine.no_arithmetic import NoArithmetic
+from nki_kernels.machine.objects import NKIObject as NKIObject
 from nki_kernels.machine.products import Region
 from nki_kernels.machine.trace import Access
 from nki_kernels.machine.views import Views
@@ -66,28 +67,6 @@ class DynamicSlice(NamedTuple):
 
     start: int
     size: int
-
-
-class NKIObject:
-    """Base class of objects that NKI kernels may carry, dataclasses or not.
-
-    As the published kernels rely on: an annotated field that is given no value is None, a plain
-    class attribute is a field too, and fields are passed by keyword.
-    """
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        for name, note in cls.__dict__.get("__annotations__", {}).items():
-            if name not in cls.__dict__ and not str(note).startswith(("ClassVar", "typing.Class")):
-                setattr(cls, name, None)
-
-    def __init__(self, **kwargs: Any) -> None:
-        for name, value in kwargs.items():
-            if not hasattr(type(self), name):
-                raise TypeError(f"{type(self).__name__}() has no field {name!r}")
-            setattr(self, name, value)
-        if hasattr(self, "__post_init__"):
-            self.__post_init__()
 
 
 class NkiTensor(NKIObject, Views, NoArithmetic):
@@ -177,6 +156,11 @@ class NkiTensor(NKIObject, Views, NoArithmetic):
             memory = tile.memory
             if memory == "hbm":
                 place: tuple[int, ...] = ()
+                if len(self.shape) > MAX_DIMS:
+                    raise ShapeError(
+                        f"{self._what()}: an operand of {len(self.shape)} dimensions; an access "
+                        f"has at most {MAX_DIMS}: index some of them, or reshape"
+                    )
             else:
                 start, rest = divmod(self.offset * self.dtype.itemsize, tile.row_bytes)
                 fixed = tile.address[0] if tile.address is not None else 0
@@ -193,6 +177,8 @@ class NkiTensor(NKIObject, Views, NoArithmetic):
         if dynamic is None:
             return None
         index = dynamic.index
+        if dynamic.kind == "unusable":
+            raise index
         return (
             dynamic.kind,
             dynamic.scale,
@@ -222,7 +208,8 @@ class NkiTensor(NKIObject, Views, NoArithmetic):
 
         Raises:
             OutOfBounds: an index or a slice end outside the dimension.
-            ShapeError: too many indices, an empty slice, a step on the partition dimension.
+            ShapeError: too many indices, a slice that ends before it starts, a step on the
+                partition dimension. An empty view is an error where it is used.
         """
         keys = key if key.__class__ is tuple else (key,)
         shape, strides, offset = self.shape, self.strides, self.offset
@@ -236,6 +223,7 @@ class NkiTensor(NKIObject, Views, NoArithmetic):
         new_shape: list[int] = []
         new_strides: list[int] = []
         dropped = 0
+        empty = False
         for dim, index in enumerate(keys):
             extent, stride = shape[dim], strides[dim]
             if index.__class__ is slice:
@@ -252,11 +240,13 @@ class NkiTensor(NKIObject, Views, NoArithmetic):
                     new_strides.append(stride)
                     continue
                 start, count, step = self._bounds(index, dim)
+                empty |= not count
                 offset += start * stride
                 new_shape.append(count)
                 new_strides.append(stride * step)
             elif index.__class__ is DynamicSlice:
                 start, count = self._dynamic_bounds(index, dim)
+                empty |= not count
                 offset += start * stride
                 new_shape.append(count)
                 new_strides.append(stride)
@@ -267,6 +257,9 @@ class NkiTensor(NKIObject, Views, NoArithmetic):
                     new_strides.append(stride)
                 else:
                     dropped = stride
+        dynamic = self.dynamic
+        if empty:
+            dynamic = Dynamic("unusable", self._empty(keys), 0)
         rest = len(keys)
         new_shape.extend(shape[rest:])
         new_strides.extend(strides[rest:])
@@ -274,7 +267,18 @@ class NkiTensor(NKIObject, Views, NoArithmetic):
             new_shape.append(1)
             new_strides.append(dropped or 1)
         return NkiTensor(
-            self.mem, tuple(new_shape), tuple(new_strides), offset, self.dtype, self.dynamic
+            self.mem, tuple(new_shape), tuple(new_strides), offset, self.dtype, dynamic
+        )
+
+    def _empty(self, keys: tuple[Any, ...]) -> ShapeError:
+        shown = ", ".join(
+            f"{k.start}:{k.stop}" if isinstance(k, slice) else f"nl.ds({k.start}, {k.size})"
+            if isinstance(k, DynamicSlice) else str(k)
+            for k in keys
+        )  # fmt: skip
+        return ShapeError(
+            f"{self._what()}: the view [{shown}] is empty and nothing can use it; start must be "
+            "smaller than end"
         )
 
     def _plain_keys(self, keys: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -307,7 +311,7 @@ class NkiTensor(NKIObject, Views, NoArithmetic):
                 f"{self._what()}: nl.ds({start!r}, {count!r}) needs ints; for a run-time start use "
                 ".ap(..., scalar_offset=...) or .select(dim, index)"
             )
-        if start < 0 or count < 1 or start + count > self.shape[dim]:
+        if start < 0 or count < 0 or start + count > self.shape[dim]:
             raise self._outside(f"nl.ds({start}, {count})", dim)
         return int(start), int(count)
 
@@ -350,7 +354,7 @@ class NkiTensor(NKIObject, Views, NoArithmetic):
             )
         if start < 0 or stop > extent:
             raise self._outside(f"{index.start}:{index.stop}", dim)
-        if stop <= start:
+        if stop < start:
             raise ShapeError(
                 f"{self._what()}: slice {index.start}:{index.stop} on dimension {dim} of size "
                 f"{extent} is empty; start must be smaller than end"
@@ -429,8 +433,10 @@ class NkiTensor(NKIObject, Views, NoArithmetic):
             OutOfBounds: the index leads out of the tile, or on chip out of the partition.
         """
         dynamic = self.dynamic
-        if dynamic is None or dynamic.kind != "scalar":
+        if dynamic is None or dynamic.kind == "vector":
             return self
+        if dynamic.kind == "unusable":
+            raise dynamic.index
         index = read_index(dynamic.index)
         moved = self.offset + index * dynamic.scale
         view = NkiTensor(self.mem, self.shape, self.strides, moved, self.dtype)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from nki_kernels.machine.dtypes import DType, as_dtype, int32, uint32
 from nki_kernels.machine.errors import OutOfBounds, RuleViolation, ShapeError
 from nki_kernels.machine.indirect_view import IndirectViews
-from nki_kernels.machine.layout import MAX_DIMS, Dynamic, infer, is_int, restride
+from nki_kernels.machine.layout import MAX_DIMS, Dynamic, infer, is_int, reach, restride
 
 if TYPE_CHECKING:
     from nki_kernels.machine.memory import Memory
@@ -311,6 +311,8 @@ class Views(IndirectViews):
                 ``vector_offset[i] * prod(shape[1:])``; the first step is then ignored.
             indirect_dim: which dimension of this view scales the run-time offset.
             dtype: reinterpret the bytes; inherited offsets are rescaled.
+
+        A pattern that leaves the tile is an error where the view is used.
         """
         new = self.dtype if dtype is None else as_dtype(dtype)
         listed = isinstance(pattern, (tuple, list))
@@ -345,8 +347,9 @@ class Views(IndirectViews):
         if self.on_chip:
             strides = self._partition_step(shape, strides, new)
         result = self._make(shape, strides, base + (offset or 0), new, dynamic)
-        if dynamic is None:
-            result.require_inside("ap")
+        outside = None if dynamic is not None else result.outside("ap")
+        if outside is not None:
+            result.dynamic = Dynamic("unusable", outside, 0)
         return result
 
     def _dynamic(
@@ -425,23 +428,16 @@ class Views(IndirectViews):
 
     def require_inside(self, what: str) -> None:
         """Raise OutOfBounds if any element lies outside the tile."""
-        last = self.offset + sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
+        error = self.outside(what)
+        if error is not None:
+            raise error
+
+    def outside(self, what: str) -> OutOfBounds | None:
+        """The error of a view with elements outside its tile, None if all are inside."""
         limit = self.mem.nbytes // self.dtype.itemsize
-        if self.offset < 0 or last >= limit:
-            raise OutOfBounds(
-                f"{self._what()}: {what} reaches element {last if last >= limit else self.offset} "
-                f"of a tile of {limit} elements; keep offset and pattern inside"
-            )
-        if self.on_chip:
-            row = self.row_elements
-            used = self.offset % row + sum(
-                (n - 1) * s for n, s in zip(self.shape[1:], self.strides[1:], strict=True)
-            )
-            if used >= row:
-                raise OutOfBounds(
-                    f"{self._what()}: {what} reaches element {used} of a partition of {row} "
-                    "elements; an access cannot run on into the next partition"
-                )
+        row = self.row_elements if self.on_chip else None
+        problem = reach(self.shape, self.strides, self.offset, limit, row)
+        return None if problem is None else OutOfBounds(f"{self._what()}: {what} {problem}")
 
     def _with(self, shape: tuple[int, ...], strides: tuple[int, ...]) -> NkiTensor:
         if not self._least_dims() <= len(shape) <= MAX_DIMS:

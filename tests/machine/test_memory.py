@@ -174,7 +174,7 @@ def test_precise_fp_off_holds_narrow_floats_as_float32():
 # -- allocation ------------------------------------------------------------------------------------
 
 ALLOCATIONS = [
-    (sbuf, ShapeError, "shape []; allowed are 1 to 5 dimensions of size >= 1"),
+    (sbuf, ShapeError, "shape []; allowed are 1 to 5 dimensions (more in HBM) of size >= 1"),
     (lambda: sbuf(1, 1, 1, 1, 1, 1), ShapeError, "allowed are 1 to 5 dimensions"),
     (lambda: sbuf(2, 0), ShapeError, "shape [2, 0]; allowed are"),
     (

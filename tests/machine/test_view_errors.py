@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from nki_kernels.machine.errors import OutOfBounds, RuleViolation, ShapeError
-from tests.machine.kernels import counted, loaded, refused, sbuf
+from tests.machine.kernels import counted, inside, loaded, refused, sbuf
 
 
 def reg() -> Any:
@@ -26,7 +26,10 @@ ERRORS: list[tuple[Callable[[Any, Any], Any], type, str]] = [
     (lambda h, t: t[:, -7:2], OutOfBounds, "index -7:2 is outside dimension 1"),
     (lambda h, t: t[nl.ds(3, 2)], OutOfBounds, "nl.ds(3, 2) is outside dimension 0"),
     (lambda h, t: t[nl.ds(0.5, 2)], RuleViolation, "nl.ds(0.5, 2) needs ints"),
-    (lambda h, t: t[:, 3:3], ShapeError, "slice 3:3 on dimension 1 of size 6 is empty"),
+    (lambda h, t: t[:, 3:2], ShapeError, "slice 3:2 on dimension 1 of size 6 is empty"),
+    (lambda h, t: t[:, 3:3].numpy(), ShapeError, "the view [None:None, 3:3] is empty"),
+    (lambda h, t: h[nl.ds(4, 0)].numpy(), ShapeError, "the view [nl.ds(4, 0)] is empty"),
+    (lambda h, t: h[nl.ds(5, 0)], OutOfBounds, "nl.ds(5, 0) is outside dimension 0 of size 4"),
     (lambda h, t: t[:, ::-1], ShapeError, "slice step -1 on dimension 1; steps are"),
     (lambda h, t: t[::2], ShapeError, "slice step 2 on dimension 0; partitions are"),
     (lambda h, t: t[0, 0, 0], ShapeError, "3 indices for 2 dimensions"),
@@ -188,10 +191,10 @@ ERRORS: list[tuple[Callable[[Any, Any], Any], type, str]] = [
         ShapeError,
         "ap partition step 5; the first pair walks partitions",
     ),
-    (lambda h, t: h.ap([[1, 4]], offset=21), OutOfBounds, "ap reaches element 24 of a tile of 24"),
-    (lambda h, t: h.ap([[1, 4]], offset=-1), OutOfBounds, "ap reaches element -1 of a tile of 24"),
+    (lambda h, t: h.ap([[1, 4]], offset=21).numpy(), OutOfBounds, "ap reaches element 24 of a t"),
+    (lambda h, t: h.ap([[1, 4]], offset=-1).numpy(), OutOfBounds, "ap reaches element -1 of a t"),
     (
-        lambda h, t: t.ap([[6, 1], [1, 4]], offset=3),
+        lambda h, t: t.ap([[6, 1], [1, 4]], offset=3).numpy(),
         OutOfBounds,
         "ap reaches element 6 of a partition of 6",
     ),
@@ -265,3 +268,32 @@ def test_an_illegal_view_names_the_tensor_and_the_way_out(view, error, says):
 
     message = refused(body, error, says, arrays=(counted(4, 6) + 100,))
     assert message.startswith("tensor ")
+
+
+@pytest.mark.parametrize("view", [
+    lambda h, t: t.ap([[6, 4], [1, 6]], offset=1), lambda h, t: t[:, 6:6],
+    lambda h, t: t[:, nl.ds(0, 0)], lambda h, t: t[:, 6:6].expand_dim(1),
+])  # fmt: skip
+def test_a_view_that_nothing_can_take_is_an_error_where_it_is_used(view):
+    """Published kernels form one past the end on the last turn of a loop and do not use it."""
+
+    def formed(x):
+        view(x, loaded(x))
+
+    def used(x):
+        t = loaded(x)
+        nisa.memset(dst=view(x, t), value=0)
+
+    inside(formed, counted(4, 6))
+    refused(used, (OutOfBounds, ShapeError), arrays=(counted(4, 6),))
+
+
+def test_hbm_may_have_more_dimensions_than_an_access():
+    def body(x):
+        big = nl.ndarray((2, 1, 1, 1, 4, 6), dtype=x.dtype, buffer=nl.private_hbm)
+        nisa.dma_copy(dst=big[1, 0, 0, 0], src=x)
+        t = loaded(big[1, 0, 0, 0])
+        assert np.array_equal(t.numpy(), x.numpy())
+        nisa.dma_copy(dst=big, src=big)
+
+    refused(body, ShapeError, "an operand of 6 dimensions", arrays=(counted(4, 6),))

@@ -190,7 +190,7 @@ def test_an_access_pattern_is_the_numpy_stride(data):
         pattern = [list(p) for p in pairs] if len(pairs) % 2 else tuple(pairs)
         if not fits:
             with pytest.raises(OutOfBounds, match="of a tile of 120 elements"):
-                x[row].ap(pattern, offset=offset)
+                x[row].ap(pattern, offset=offset).numpy()
             return
         want = np.lib.stride_tricks.as_strided(
             array.reshape(-1)[base:], [n for _, n in pairs], [4 * s for s, _ in pairs]
@@ -215,7 +215,7 @@ def test_an_access_pattern_on_chip_splits_the_offset(data):
         tile = loaded(x)
         if not legal:
             with pytest.raises(OutOfBounds):
-                tile.ap([[20, partitions], [step, count]], offset=offset)
+                tile.ap([[20, partitions], [step, count]], offset=offset).numpy()
             return
         view = tile.ap([[20, partitions], [step, count]], offset=offset)
         columns = [free + step * i for i in range(count)]
