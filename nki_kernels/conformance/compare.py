@@ -2,8 +2,8 @@
 
 AWS's own rule is |a - b| <= atol + rtol * max|b| with the maximum over the whole tensor, which lets
 a small column be wrong entirely. Here the scale of an element is its own magnitude plus the root
-mean square of its row (the last axis), with the rtol and atol that AWS's test states; integers and
-booleans are equal or wrong.
+mean square of its neighbourhood (the last axes, as many as it takes to hold some elements), with the
+rtol and atol that AWS's test states; integers and booleans are equal or wrong.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ import numpy as np
 
 from nki_kernels.conformance.shims import is_float_type, packed_name, unpack
 from nki_kernels.machine.dtypes import Array
+
+#: Elements that tell the scale of their neighbourhood: with two, a cancellation in both is no scale.
+_NEIGHBOURS = 64
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,17 @@ def difference(name: str, got: Array, want: Array, rtol: float, atol: float) -> 
         wrong = int((error > 0).sum())
         problem = f"{name}: {wrong} of {a.size} integers differ" if wrong else ""
         return Difference(float("inf") if wrong else 0.0, norm, problem)
-    scale = np.abs(b) + np.sqrt(np.mean(b * b, axis=-1, keepdims=True)) if b.ndim else np.abs(b)
-    allowed = atol + rtol * scale
+    allowed = atol + rtol * (np.abs(b) + _neighbourhood(b))
     worst = float(np.max(error / np.maximum(allowed, np.finfo(float).tiny), initial=0.0))
     problem = f"{name}: error {worst:.3g} times the allowed one" if worst > 1 else ""
     return Difference(worst, norm, problem)
+
+
+def _neighbourhood(b: Array) -> Array:
+    """Root mean square over the last axes, so many that they have `_NEIGHBOURS` elements."""
+    axis = b.ndim
+    while axis > 0 and np.prod(b.shape[axis:]) < _NEIGHBOURS:
+        axis -= 1
+    axes = tuple(range(axis, b.ndim))
+    scale: Array = np.sqrt(np.mean(b * b, axis=axes, keepdims=True))
+    return scale

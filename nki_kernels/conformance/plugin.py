@@ -81,7 +81,7 @@ def platform_target(request: pytest.FixtureRequest) -> Any:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Rows of tests that state ranges instead of rows, by AWS's own generators."""
     if _RANGE_FIXTURE in metafunc.fixturenames:
-        from test.utils import ranged_test_harness as ranged
+        import test.utils.ranged_test_harness as ranged  # type: ignore[import-not-found]
 
         function = metafunc.function
         key = ranged.RANGE_TEST_LIMIT_NUM_TESTS_ATTR_KEY
@@ -94,7 +94,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     marker = metafunc.definition.get_closest_marker("coverage_parametrize")
     if marker is None:
         return
-    from test.utils import coverage_parametrized_tests as covered  # type: ignore[import-not-found]
+    import test.utils.coverage_parametrized_tests as covered  # type: ignore[import-not-found]
 
     random.seed(_SEED)
     parameters = dict(marker.kwargs)

@@ -47,9 +47,10 @@ def numpy_dtype(dtype: Any) -> np.dtype[Any]:
     if name is not None:
         return PACKED[name]
     try:
-        return np.dtype(dtype)
+        found: np.dtype[Any] = np.dtype(dtype)
     except TypeError:
-        return as_dtype(str(dtype)).host
+        found = as_dtype(str(dtype)).host
+    return found
 
 
 def unpack(x: Array) -> Array:
