@@ -12,7 +12,6 @@ import numpy as np
 from nki_kernels.machine.core import Run
 from nki_kernels.machine.dtypes import Array, as_dtype
 from nki_kernels.machine.errors import DtypeError, KernelError, ShapeError, UninitializedRead
-from nki_kernels.machine.layout import MAX_DIMS
 from nki_kernels.machine.options import Options
 from nki_kernels.machine.tensor import Abstract, MemoryRegion, NkiTensor
 from nki_kernels.machine.trace import where
@@ -92,6 +91,11 @@ class Arguments:
 
     def _tensor(self, run: Run, name: str, value: Any) -> NkiTensor:
         what = f"kernel {self.kernel!r}, argument {name!r}"
+        if isinstance(value, np.ma.MaskedArray):
+            raise KernelError(
+                f"{what}: a masked array; a NeuronCore has no masks: pass .filled(value), or .data "
+                "and the mask as an array of its own"
+            )
         array: Array | None = None
         if not isinstance(value, Abstract):
             if _is_torch(value):
@@ -101,10 +105,10 @@ class Arguments:
                 array = value
         shape = value.shape if array is None else array.shape
         dtype = value.dtype if array is None else array.dtype
-        if not 1 <= len(shape) <= MAX_DIMS or min(shape) < 1:
+        if not shape or min(shape) < 1:
             raise ShapeError(
-                f"{what}: shape {list(shape)}; a kernel argument has 1 to {MAX_DIMS} dimensions of "
-                "size >= 1: reshape it, or leave the call out where there is nothing to do"
+                f"{what}: shape {list(shape)}; a kernel argument has dimensions, of size >= 1: "
+                "reshape it, or leave the call out where there is nothing to do"
             )
         try:
             kind = as_dtype(dtype)
@@ -161,6 +165,26 @@ class Arguments:
                 f"kernel {self.kernel!r}: output {tensor!r} allocated at {where(tile.site)} has "
                 f"{int(mask.size - mask.sum())} of {mask.size} elements that no instruction wrote "
                 f"(first at {first}); write them, or return only what was written"
+            )
+            self.run.report(options.outputs, error)
+
+    def check_silence(self, options: Options) -> None:
+        """Refuse a kernel that returns None and leaves no trace: its ``return`` is missing.
+
+        One that writes into its arguments may return nothing.
+        """
+        if options.outputs == "off":
+            return
+        written = {id(a.tile): a.tile for e in self.run.trace.events for a in e.writes}
+        if any(tile.role == "input" for tile in written.values()):
+            return
+        lost = [tile for tile in written.values() if tile.shared and tile.role == "temp"]
+        if lost:
+            error = KernelError(
+                f"kernel {self.kernel!r} returns None, but wrote {lost[-1].name!r} "
+                f"{list(lost[-1].shape)} in shared HBM, allocated at {where(lost[-1].site)}; "
+                "return it (is the `return` missing?), or allocate what is no result in "
+                "nl.private_hbm"
             )
             self.run.report(options.outputs, error)
 

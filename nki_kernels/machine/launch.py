@@ -156,6 +156,8 @@ class Job:
             _collect(returned, self._outputs, trace.kernel)
             for tensor in self._outputs:
                 bound.check_output(tensor, options)
+            if returned is None:
+                bound.check_silence(options)
             if options.capacity != "off":
                 try:
                     self.placement = place(trace)

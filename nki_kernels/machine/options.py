@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+from nki_kernels.machine.errors import OptionError
+
 Level: TypeAlias = Literal["error", "warn", "off"]
 LEVELS: tuple[Level, ...] = ("error", "warn", "off")
 
@@ -89,7 +91,12 @@ CHECKS: dict[str, Check] = {
         "nki.isa, data types of the engines",
         values=True,
     ),
-    "outputs": Check("trace", "a returned tensor with elements nothing wrote", "NKI guide"),
+    "outputs": Check(
+        "trace",
+        "a returned tensor with elements nothing wrote, or a kernel that wrote shared HBM, none of "
+        "its arguments, and returns nothing",
+        "NKI guide",
+    ),
     "capacity": Check("trace", "live tiles that exceed SBUF or PSUM", _ARCH),
     "alias": Check(
         "trace",
@@ -189,5 +196,7 @@ def default_options() -> Options:
     """Return the options the environment asks for (`NKI_PRECISE_FP`)."""
     raw = os.environ.get("NKI_PRECISE_FP", "1")
     if raw not in ("0", "1"):
-        raise ValueError(f"NKI_PRECISE_FP={raw!r}; allowed are 0 and 1")
+        raise OptionError(
+            f"options: NKI_PRECISE_FP is {raw!r}; allowed: 0, 1; set one of these or unset it"
+        )
     return Options(precise_fp=raw == "1")

@@ -25,6 +25,8 @@ from nki_kernels.machine.options import Options
 SBUF, PSUM, HBM = nl.sbuf, nl.psum, nl.shared_hbm
 #: Legal twins of illegal calls read tiles that nothing wrote: their values do not matter.
 UNCHECKED = Options(uninitialized="off", outputs="off")
+#: Of kernels that write to HBM for a test to look at, and return nothing.
+NO_RESULT = Options(outputs="off")
 
 HOSTS: dict[Any, Any] = {
     nl.float32: np.float32, nl.tfloat32: np.float32, nl.float16: np.float16,
@@ -110,7 +112,7 @@ def values(call: Callable[..., Any], *arrays: Any, target: str = "toy") -> Any:
         many = result if isinstance(result, tuple) else (result,)
         seen.extend(t.numpy() for t in many)
 
-    launch(kernel, arrays, target=target)
+    launch(kernel, arrays, target=target, options=NO_RESULT)
     return seen[0] if len(seen) == 1 else tuple(seen)
 
 

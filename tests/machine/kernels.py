@@ -13,6 +13,7 @@ import pytest
 
 from nki_kernels.machine.errors import NkiKernelsError
 from nki_kernels.machine.launch import launch
+from nki_kernels.machine.options import Options
 
 
 def inside(body: Callable[..., Any], *arrays: Any, target: str = "toy", **keywords: Any) -> Any:
@@ -22,6 +23,7 @@ def inside(body: Callable[..., Any], *arrays: Any, target: str = "toy", **keywor
     def kernel(*inputs: Any) -> None:
         results.append(body(*inputs))
 
+    keywords.setdefault("options", Options(outputs="off"))  # what it writes to HBM is looked at
     launch(kernel, arrays, target=target, **keywords)
     return results[0]
 

@@ -126,7 +126,7 @@ def test_it_is_found_exactly_when_the_bytes_meet(one, two, wide):
             nisa.memset(filler, 1.0)
             nisa.dma_copy(dst=source, src=filler)
             nisa.dma_copy(dst=tile, src=source)
-        stored(tiles[0])
+        return stored(tiles[0])
 
     dtypes = (nl.float32 if wide else nl.bfloat16, nl.bfloat16)
     meets = tile_bytes(*one, 4 if wide else 2) & tile_bytes(*two, 2)
