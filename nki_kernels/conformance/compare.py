@@ -1,9 +1,9 @@
 """When the output of a kernel counts as equal to its reference.
 
-AWS's own rule is |a - b| <= atol + rtol * max|b| with the maximum over the whole tensor, which lets
-a small column be wrong entirely. Here the scale of an element is its own magnitude plus the root
-mean square of its neighbourhood (the last axes, as many as it takes to hold some elements), with the
-rtol and atol that AWS's test states; integers and booleans are equal or wrong.
+AWS's own rule is |a - b| <= atol + rtol * max|b| with the maximum over the whole tensor, which
+lets a small column be wrong entirely. Here the same must hold in the Euclidean norm of every
+neighbourhood as well (the last axes, as many as it takes to hold some elements), with the rtol and
+atol that AWS's test states. Integers and booleans are equal or wrong.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from nki_kernels.conformance.shims import is_float_type, packed_name, unpack
 from nki_kernels.machine.dtypes import Array
 
-#: Elements that tell the scale of their neighbourhood: with two, a cancellation in both is no scale.
+#: Elements of a neighbourhood: with two, a cancellation in both is no scale.
 _NEIGHBOURS = 64
 
 
@@ -56,17 +56,22 @@ def difference(name: str, got: Array, want: Array, rtol: float, atol: float) -> 
         wrong = int((error > 0).sum())
         problem = f"{name}: {wrong} of {a.size} integers differ" if wrong else ""
         return Difference(float("inf") if wrong else 0.0, norm, problem)
-    allowed = atol + rtol * (np.abs(b) + _neighbourhood(b))
-    worst = float(np.max(error / np.maximum(allowed, np.finfo(float).tiny), initial=0.0))
+    axes = _neighbourhood(b.shape)
+    elements = atol + rtol * np.max(np.abs(b), initial=0.0)
+    norms = atol + rtol * np.sqrt(np.mean(b * b, axis=axes))
+    worst = max(_share(error, elements), _share(np.sqrt(np.mean(error**2, axis=axes)), norms))
     problem = f"{name}: error {worst:.3g} times the allowed one" if worst > 1 else ""
     return Difference(worst, norm, problem)
 
 
-def _neighbourhood(b: Array) -> Array:
-    """Root mean square over the last axes, so many that they have `_NEIGHBOURS` elements."""
-    axis = b.ndim
-    while axis > 0 and np.prod(b.shape[axis:]) < _NEIGHBOURS:
+def _share(error: Array, allowed: Array | float) -> float:
+    """The largest error as a share of what is allowed."""
+    return float(np.max(error / np.maximum(allowed, np.finfo(float).tiny), initial=0.0))
+
+
+def _neighbourhood(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The last axes, so many that they have `_NEIGHBOURS` elements."""
+    axis = len(shape)
+    while axis > 0 and np.prod(shape[axis:]) < _NEIGHBOURS:
         axis -= 1
-    axes = tuple(range(axis, b.ndim))
-    scale: Array = np.sqrt(np.mean(b * b, axis=axes, keepdims=True))
-    return scale
+    return tuple(range(axis, len(shape)))

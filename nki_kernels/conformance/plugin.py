@@ -13,7 +13,7 @@ import resource
 import signal
 import sys
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -196,13 +196,20 @@ def pytest_runtest_makereport(
     record["negative"] = is_negative(item)
     if call.excinfo is not None:
         error = call.excinfo.value
-        if isinstance(error, TooLarge | TooLong) or _out_of_memory(error):
+        if any(isinstance(e, TooLarge | TooLong) or _out_of_memory(e) for e in _chain(error)):
             record["stage"] = "too large"
         elif isinstance(error, pytest.skip.Exception):
             record["stage"] = "skipped"
         record["error"] = f"{type(error).__name__}: {error}"
         record["where"] = _innermost(call.excinfo)
     report.user_properties.append((RECORD, json.dumps(record, default=str)))
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and those it was raised while handling: AWS's tests wrap what they expect."""
+    while error is not None:
+        yield error
+        error = error.__context__
 
 
 def _out_of_memory(error: BaseException) -> bool:
