@@ -160,6 +160,20 @@ def test_tensor_scalar_bits(d: Any, p: int, n: int, op0: str) -> None:
     agree(Call("tensor_scalar", arguments))
 
 
+@given(st.data(), rows, columns, st.sampled_from(["left_shift", "right_shift"]))
+def test_tensor_scalar_shifts_its_operand_when_reversed(d: Any, p: int, n: int, op: str) -> None:
+    kind = d.draw(st.sampled_from(INTEGERS))
+    width = 8 * np.dtype(HOSTS[kind]).itemsize
+    data = operand(d.draw, p, n, kind)
+    data.base.bits[...] = np.abs(data.base.bits.astype(np.int64)) % width
+    number = d.draw(st.integers(1, 2 ** (width - 1) - 1))
+    arguments = {
+        "dst": operand(d.draw, p, n, kind, written=True), "data": data, "op0": op,
+        "operand0": vector(d.draw, p, kind) if d.draw(flags) else number, "reverse0": True,
+    }  # fmt: skip
+    agree(Call("tensor_scalar", arguments))
+
+
 @given(st.data(), rows, columns, st.sampled_from((*ALU, *UNARY)), st.sampled_from(ALU))
 def test_scalar_tensor_tensor(d: Any, p: int, n: int, op0: str, op1: str) -> None:
     first, second = places(d.draw, 2)
