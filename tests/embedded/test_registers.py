@@ -228,7 +228,9 @@ def test_the_index_of_a_loop_cannot_be_written():
     def kernel():
         nl.fori_loop(0, 2, lambda i: nisa.register_move(i, 0))
 
-    refused(kernel, "is the index of a device loop and cannot be written", "copy it")
+    refused(
+        kernel, "is the index of a device loop or an NkiScalar and cannot be written", "copy it"
+    )
 
 
 def test_events_of_registers_and_loops():

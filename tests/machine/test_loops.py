@@ -225,7 +225,7 @@ ERRORS = [
     (
         lambda t: nl.fori_loop(0, 2, move_index),
         RuleViolation,
-        "is the index of a device loop and cannot",
+        "is the index of a device loop or an NkiScalar and cannot",
     ),
     (lambda t: nl.fori_loop(0, 2, print, step=0), KernelError, "step=0; it must be a positive int"),
     (lambda t: nl.fori_loop(0, 2, print, step=True), KernelError, "step=True; it must be"),

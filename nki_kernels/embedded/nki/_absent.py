@@ -31,11 +31,7 @@ REMOVED: dict[str, dict[str, str]] = {
 #: Published by NKI 0.6 or 0.7 and not implemented here, with what does the same.
 NOT_HERE: dict[str, dict[str, str]] = {
     "nki.language": {"int64": "registers and scalars have 32 bits: use nl.int32"},
-    "nki.isa": {
-        "NkiScalar": "use registers: nisa.register_alloc and nisa.register_load",
-        "scalar_load": "use nisa.register_load",
-        "scalar_store": "use nisa.register_store",
-    },
+    "nki.isa": {},
     "nki": {"compiler": "its options steer the real compiler: leave them out here"},
 }
 

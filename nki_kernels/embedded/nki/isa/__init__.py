@@ -55,6 +55,7 @@ from nki.isa.reduction import (
     tensor_tensor_scan,
 )
 from nki.isa.register import register_alloc, register_load, register_move, register_store
+from nki.isa.scalar import NkiScalar, scalar_load, scalar_store
 from nki.isa.search import max8, nc_find_index8, nc_match_replace8
 from nki.isa.select import affine_select, iota, range_select, tensor_copy_predicated
 from nki.isa.sync import core_barrier, sendrecv
@@ -77,6 +78,7 @@ def get_nc_sub_version() -> int:
 
 __all__ = [
     "NkiInstruction",
+    "NkiScalar",
     "NkiValidationError",
     "VirtualRegister",
     "activate2",
@@ -126,6 +128,8 @@ __all__ = [
     "register_store",
     "rng",
     "scalar_engine",
+    "scalar_load",
+    "scalar_store",
     "scalar_tensor_tensor",
     "select_reduce",
     "sendrecv",

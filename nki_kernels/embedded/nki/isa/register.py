@@ -26,7 +26,7 @@ def register_alloc(x: Any = None) -> VirtualRegister:
         return register
     if x is not None and not isinstance(x, (int, np.integer)):
         raise RuleViolation(f"nisa.register_alloc: x={x!r}; it must be None or an int")
-    return run.register(None if x is None else _wrap(int(x)))
+    return run.register(None if x is None else wrap(int(x)))
 
 
 def register_move(dst: VirtualRegister, src: Any) -> None:
@@ -37,7 +37,7 @@ def register_move(dst: VirtualRegister, src: Any) -> None:
         dst.value, dst.abstract = src.value, src.abstract
         reads: tuple[str, ...] = (f"register:{src.number}",)
     elif isinstance(src, (int, np.integer)):
-        dst.value, dst.abstract = _wrap(int(src)), False
+        dst.value, dst.abstract = wrap(int(src)), False
         reads = ()
     else:
         raise RuleViolation(f"nisa.register_move: src={src!r}; it must be an int or a register")
@@ -51,18 +51,24 @@ def register_load(dst: VirtualRegister, src: NkiTensor) -> None:
     """dst = the single element of `src` (HBM or SBUF, at most 32 bits; float bits are kept raw)."""
     run = current("nisa.register_load")
     _writable(dst, "nisa.register_load")
-    _element(src, run, "nisa.register_load", "src")
-    access, src = src.access, src.resolved("nisa.register_load src")
+    load(run, "register_load", dst, src)
+
+
+def load(run: Run, opcode: str, dst: VirtualRegister, src: NkiTensor) -> None:
+    """Put the single element of `src` into a register, and record it."""
+    what = f"nisa.{opcode}"
+    _element(src, run, what, "src")
+    access, src = src.access, src.resolved(f"{what} src")
     if not src.mem.is_written(src.region):
-        raise uninitialized("nisa.register_load", "src", src, where(run.kernel_site()))
+        raise uninitialized(what, "src", src, where(run.kernel_site()))
     if src.mem.abstract:
         dst.value, dst.abstract = None, True
     else:
         raw = src.numpy().reshape(-1)
         bits = raw[0] if src.dtype.is_integer else raw.view(np.int32)[0]
-        dst.value, dst.abstract = _wrap(int(bits)), False
+        dst.value, dst.abstract = wrap(int(bits)), False
     run.control(
-        "register_load", ControlWork("register_load"),
+        opcode, ControlWork("register_load"),
         reads=(access,), hidden_writes=(f"register:{dst.number}",),
     )  # fmt: skip
 
@@ -73,12 +79,19 @@ def register_store(dst: NkiTensor, src: VirtualRegister) -> None:
     Narrow integers take the low bits (undocumented).
     """
     run = current("nisa.register_store")
-    _element(dst, run, "nisa.register_store", "dst")
     if not isinstance(src, VirtualRegister):
+        _element(dst, run, "nisa.register_store", "dst")
         raise RuleViolation(
             f"nisa.register_store: src={src!r}; it must come from nisa.register_alloc"
         )
-    access, dst = dst.access, dst.resolved("nisa.register_store dst")
+    store(run, "register_store", dst, src)
+
+
+def store(run: Run, opcode: str, dst: NkiTensor, src: VirtualRegister) -> None:
+    """Put a register into the single element of `dst`, and record it."""
+    what = f"nisa.{opcode}"
+    _element(dst, run, what, "dst")
+    access, dst = dst.access, dst.resolved(f"{what} dst")
     mem = dst.mem
     mem.touch()
     if src.abstract or (mem.abstract and not mem.covers(dst.region)):
@@ -90,12 +103,13 @@ def register_store(dst: NkiTensor, src: VirtualRegister) -> None:
         mem.array(dst.region, low.dtype)[...] = low != 0 if dst.dtype == dtypes.bool_ else low
     mem.mark(dst.region)
     run.control(
-        "register_store", ControlWork("register_store"),
+        opcode, ControlWork("register_store"),
         writes=(access,), hidden_reads=(f"register:{src.number}",),
     )  # fmt: skip
 
 
-def _wrap(value: int) -> int:
+def wrap(value: int) -> int:
+    """Return the low 32 bits as a signed int."""
     return (value + 2**31) % 2**32 - 2**31
 
 
@@ -104,8 +118,8 @@ def _writable(register: VirtualRegister, what: str) -> None:
         raise RuleViolation(f"{what}: dst={register!r}; it must come from nisa.register_alloc")
     if register.frozen:
         raise RuleViolation(
-            f"{what}: register {register.number} is the index of a device loop and cannot be "
-            "written; copy it with register_move"
+            f"{what}: register {register.number} is the index of a device loop or an "
+            "NkiScalar and cannot be written; copy it with register_move"
         )
 
 
