@@ -22,7 +22,7 @@ from nki_kernels.hardware.toy import TOY
 from nki_kernels.machine.launch import launch
 from tests.embedded.harness import HBM, HOSTS, PSUM, SBUF, back, same, tile
 from tests.semantics import naive, naive_compute, naive_gen4, naive_moves
-from tests.semantics.naive import Machine, Tile
+from tests.semantics.naive import Chosen, Machine, Tile
 from tests.semantics.naive_moves import Rows
 
 #: Importing these fills the table of twins.
@@ -98,6 +98,27 @@ class Indexed:
         return Rows(whole.reshape(-1), str(self.base.dtype), starts, free)
 
 
+@dataclass(eq=False)
+class Indirect:
+    """Columns of an operand by offsets known at run time: `.indirect(index, count)`."""
+
+    operand: Operand
+    index: Operand
+    count: int
+
+    @property
+    def base(self) -> Base:
+        return self.operand.base
+
+    def of_tile(self, whole: Any, index: Any) -> Any:
+        return self.operand.of_tile(whole).indirect(index, self.count)
+
+    def of_array(self, whole: Any, index: Any) -> Chosen:
+        dtype, start = str(self.base.dtype), self.operand.key[0].start or 0
+        held = Tile(self.operand.of_array(whole), dtype, start)
+        return Chosen(held, Tile(index, str(self.index.base.dtype)), self.count, CORE)
+
+
 @dataclass
 class Call:
     """An instruction's name and its arguments by name; tensors are Operands.
@@ -121,8 +142,8 @@ def _bases(calls: Sequence[Call]) -> list[Base]:
     for call in calls:
         for value in call.arguments.values():
             for one in value if isinstance(value, list) else [value]:
-                held = [one.base] if isinstance(one, (Operand, Indexed)) else []
-                if isinstance(one, Indexed):
+                held = [one.base] if isinstance(one, (Operand, Indexed, Indirect)) else []
+                if isinstance(one, (Indexed, Indirect)):
                     held.append(one.index.base)
                 found.extend(base for base in held if base not in found)
     return found
@@ -138,7 +159,7 @@ def embedded(calls: Sequence[Call], target: Any = "toy") -> list[Any]:
         def translated(name: str, value: Any) -> Any:
             if name == "srcs":
                 return [translated("src", v) for v in value]
-            if isinstance(value, Indexed):
+            if isinstance(value, (Indexed, Indirect)):
                 index = value.index.of_tile(tiles[id(value.index.base)])
                 return value.of_tile(tiles[id(value.base)], index)
             if isinstance(value, Operand):
@@ -180,7 +201,7 @@ def naively(calls: Sequence[Call], *, toy: bool = True) -> list[Any]:
     def translated(value: Any) -> Any:
         if isinstance(value, list) and value and isinstance(value[0], (Operand, Indexed)):
             return [translated(v) for v in value]
-        if isinstance(value, Indexed):
+        if isinstance(value, (Indexed, Indirect)):
             index = value.index.of_array(arrays[id(value.index.base)])
             return value.of_array(arrays[id(value.base)], index)
         if isinstance(value, Operand):

@@ -92,6 +92,22 @@ class Tile:
         return [self.value(p, i) for i in range(self.free)]
 
 
+class Chosen(Tile):
+    """Columns of a tile by run-time offsets: column i lies at element i of its group's list.
+
+    A group of neighbouring partitions holds its list partition by partition within a column.
+    """
+
+    def __init__(self, base: Tile, index: Tile, columns: int, group: int) -> None:
+        super().__init__(base.array, base.dtype, base.start)
+        self.index, self.free, self.group = index, columns, group
+
+    def place(self, p: int, i: int) -> tuple[int, ...]:
+        first = p - p % self.group
+        offset = int(self.index.raw(first + i % self.group, i // self.group))
+        return super().place(p, offset)
+
+
 @dataclass
 class Machine:
     """What outlives an instruction, and the sizes of the core."""

@@ -13,7 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.embedded.harness import FLOATS, INTEGERS, PSUM, sb, tile, values
-from tests.semantics.both import TOY4, Base, Call, Operand, agree, operand, vector
+from tests.semantics.both import (
+    CORE,
+    TOY4,
+    Base,
+    Call,
+    Indirect,
+    Operand,
+    agree,
+    operand,
+    vector,
+)
 from tests.semantics.naive_compute import EXACT
 
 PAIRS = (
@@ -51,6 +61,50 @@ def test_activate2(d: Any, p: int, n: int, pair: tuple[str, str]) -> None:
         }  # fmt: skip
         calls.append(Call("activate2", arguments))
     agree(*calls, target=TOY4, signed_zeros=False)
+
+
+# -- tensor indirection: groups of CORE partitions share a list of offsets -------------------------
+
+
+def chosen(d: Any, p: int, columns: int, kind: Any, *, written: bool = False) -> Indirect:
+    """`columns` columns of a tile by offsets; those of a written operand differ."""
+    held = columns + d.draw(st.integers(0, 4), label="more columns")
+    base = operand(d.draw, p, held, kind, start=0, written=True)
+    rng = np.random.default_rng(d.draw(st.integers(0, 2**16)))
+    width = -(-columns // CORE)
+    bits = np.zeros((p, width), np.uint32)
+    for first in range(0, p, CORE):
+        picked = rng.permutation(held) if written else rng.integers(0, held, held)
+        for i in range(columns):
+            bits[first + i % CORE, i // CORE] = picked[i]
+    index = Operand(Base(bits, nl.uint32), (slice(0, p), slice(0, width)))
+    return Indirect(base, index, columns)
+
+
+@given(
+    st.data(),
+    st.sampled_from([CORE, 2 * CORE]),
+    st.integers(2, 8),
+    st.sampled_from(["tensor_copy", "tensor_scalar", "tensor_tensor", "activation"]),
+)
+def test_indirect_operands(d: Any, p: int, n: int, name: str) -> None:
+    """A gather, a scatter or both, in instructions of each kind."""
+    gathers, scatters = d.draw(st.sampled_from([(True, False), (False, True), (True, True)]))
+    source, target = d.draw(kinds), d.draw(kinds)
+    data = chosen(d, p, n, source) if gathers else operand(d.draw, p, n, source, start=0)
+    dst: Any = operand(d.draw, p, n, target, start=0, written=True)
+    if scatters:
+        dst = chosen(d, p, n, target, written=True)
+    arguments: dict[str, Any] = {
+        "tensor_copy": {"src": data},
+        "tensor_scalar": {"data": data, "op0": "subtract", "operand0": 1.5},
+        "tensor_tensor": {
+            "data1": data, "data2": operand(d.draw, p, n, nl.float32, start=0), "op": "add",
+        },
+        "activation": {"op": "square", "data": data, "scale": -0.5},
+    }[name]  # fmt: skip
+    only = {"engine": nisa.engine.vector} if name.startswith("tensor") else {}
+    agree(Call(name, {"dst": dst, **arguments}, only), target=TOY4)
 
 
 # -- microscaling, on the real sizes: a block has 8 partitions -------------------------------------
