@@ -77,12 +77,12 @@ def sensitivity_table(bands: Sequence[Band]) -> str:
     lines += render(rows, header, left=1)
     names = {name for b in bands for name, e in b.effects.items() if _shown(e)}
     weight = {n: max(_span(b.effects.get(n, (0.0, 0.0))) for b in bands) for n in names}
-    rows = [
+    effects: list[tuple[str, ...]] = [
         (name, *(_cell(b.effects.get(name, (0.0, 0.0))) for b in bands))
         for name in sorted(names, key=lambda n: (-weight[n], n))
     ]
     lines += ["", "percent of the time with one number at its low / high bound"]
-    lines += render(rows, ("number", *(f"[{i}]" for i in range(1, len(bands) + 1))), left=1)
+    lines += render(effects, ("number", *(f"[{i}]" for i in range(1, len(bands) + 1))), left=1)
     lines += [f"left out: changes below {SHOWN_PERCENT} %"]
     return "\n".join(lines)
 

@@ -55,7 +55,7 @@ class Launch:
 
     def time(self) -> Timeline:
         """Return the modelled timeline (unvalidated), computed once."""
-        from nki_kernels.machine.timeline import schedule
+        from nki_kernels.machine.scheduler import schedule
 
         if self._timeline is None:
             self._timeline = schedule(self.trace, self.placement)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from nki_kernels.hardware.origin import Origin
 from nki_kernels.hardware.spec import CoreSpec
 from nki_kernels.machine.placement import Placement
-from nki_kernels.machine.timeline import schedule
+from nki_kernels.machine.scheduler import schedule
 from nki_kernels.machine.trace import Trace
 
 

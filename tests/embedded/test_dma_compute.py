@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from nki_kernels.machine.errors import OutOfBounds, RuleViolation, UninitializedRead
 from nki_kernels.machine.launch import launch
 from nki_kernels.machine.options import NkiWarning
+from nki_kernels.machine.scheduler import schedule
 from nki_kernels.machine.tensor import Abstract
-from nki_kernels.machine.timeline import schedule
 from tests.embedded.calls import H, P, S, made
 from tests.embedded.harness import (
     FLOATS,

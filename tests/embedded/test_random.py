@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from nki_kernels.machine.generators import Xorwow
 from nki_kernels.machine.launch import launch
+from nki_kernels.machine.scheduler import schedule
 from nki_kernels.machine.tensor import Abstract
-from nki_kernels.machine.timeline import schedule
 from nki_kernels.machine.trace import StreamWork
 from tests.embedded.calls import SITE, P, S, of
 from tests.embedded.harness import (

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from nki_kernels.hardware import TOY, TRN1, TRN2, CoreSpec, Engine
 from nki_kernels.machine.dependencies import Wait
 from nki_kernels.machine.placement import place
-from nki_kernels.machine.timeline import Cause, Timeline, _Scheduler, schedule
+from nki_kernels.machine.scheduler import _Scheduler, schedule
+from nki_kernels.machine.timeline import Cause, Timeline
 from nki_kernels.machine.trace import PeWork, Tile
 from tests.machine.timing import LAW, PROBE, error
 from tests.machine.trace_builder import Builder, Mode, spacing, stream_of_matmuls, view

@@ -6,7 +6,8 @@ from typing import Literal
 
 from nki_kernels.hardware import TRN2, CoreSpec, Engine
 from nki_kernels.machine.dtypes import as_dtype
-from nki_kernels.machine.timeline import Timeline, schedule
+from nki_kernels.machine.scheduler import schedule
+from nki_kernels.machine.timeline import Timeline
 from nki_kernels.machine.trace import (
     Access,
     ControlWork,
