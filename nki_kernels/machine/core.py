@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 import sys
 import warnings
+from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
 from types import CodeType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -48,6 +49,8 @@ from nki_kernels.machine.trace import Memory as MemoryName
 if TYPE_CHECKING:
     from nki_kernels.machine.cores import Team
     from nki_kernels.machine.instruction import Instruction, Plan
+
+T = TypeVar("T")
 
 _CURRENT: ContextVar[Run | None] = ContextVar("nki_run", default=None)
 
@@ -431,16 +434,18 @@ class Run:
         self.registers += 1
         return VirtualRegister(self.registers, value, frozen)
 
-    def iterate(self, values: Any, body: Any) -> None:
-        """Call `body` once per value of a device loop, recording each iteration's boundary."""
+    def iterations(self, values: Iterable[T]) -> Iterator[T]:
+        """Yield the values of a device loop, recording each iteration's boundary."""
         self.loops += 1
         number = self.loops
         outer = self.loop
-        for count, value in enumerate(values):
-            self.loop = (*outer, (number, count))
-            self.control("loop_iteration", ControlWork("loop_iteration"))
-            body(value)
-        self.loop = outer
+        try:
+            for count, value in enumerate(values):
+                self.loop = (*outer, (number, count))
+                self.control("loop_iteration", ControlWork("loop_iteration"))
+                yield value
+        finally:
+            self.loop = outer
 
 
 def index_of(value: Any) -> Any:

@@ -8,11 +8,9 @@ from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
-from nki.isa.scalar import new_scalar
 
 from nki_kernels.machine.core import Run, VirtualRegister, current
 from nki_kernels.machine.errors import KernelError
-from nki_kernels.machine.trace import ControlWork
 
 #: How many nl.no_reorder blocks the running code stands in.
 _ORDERED: ContextVar[int] = ContextVar("nki_no_reorder", default=0)
@@ -89,8 +87,7 @@ def fori_loop(
     Args:
         lower: the first index, an int or a register.
         upper: the end, not included, an int or a register.
-        body_fun: gets the index as a register it may read but not write, an NkiScalar unless a
-            bound is a register; returns None.
+        body_fun: gets the index as a register it may read but not write; returns None.
         step: a positive int.
 
     Tensors allocated in the body are new memory in every iteration here: what the last iteration
@@ -100,19 +97,12 @@ def fori_loop(
     _callable(body_fun, "nl.fori_loop")
     stride = _step(step, "nl.fori_loop")
     first, end = _bound(lower, "nl.fori_loop: lower"), _bound(upper, "nl.fori_loop: upper")
-
-    # A register among the bounds makes the index one; otherwise it is a scalar (NKI 0.7).
-    plain = any(type(bound) is VirtualRegister for bound in (lower, upper))
-
-    def body(value: int) -> None:
-        index = run.register(value, frozen=True) if plain else new_scalar(run, value)
-        if body_fun(index) is not None:
+    for value in run.iterations(range(first, end, stride)):
+        if body_fun(run.register(value, frozen=True)) is not None:
             raise KernelError(
                 "nl.fori_loop: the body returned a value; it must return None: carry state in "
                 "SBUF or HBM"
             )
-
-    run.iterate(range(first, end, stride), body)
 
 
 def while_loop(
@@ -123,22 +113,20 @@ def while_loop(
     _callable(body_fun, "nl.while_loop")
     if not isinstance(init, VirtualRegister):
         raise KernelError(f"nl.while_loop: init={init!r}; it must be a register")
-    state = [init]
+    register = init
 
-    def conditions() -> Any:
-        while state[0].read() != 0:
-            yield state[0]
+    def conditions() -> Iterator[VirtualRegister]:
+        while register.read() != 0:
+            yield register
 
-    def body(register: VirtualRegister) -> None:
-        following = body_fun(register)
+    for condition in run.iterations(conditions()):
+        following = body_fun(condition)
         if not isinstance(following, VirtualRegister):
             raise KernelError(
                 f"nl.while_loop: the body returned {following!r}; it must return the next "
                 "condition register"
             )
-        state[0] = following
-
-    run.iterate(conditions(), body)
+        register = following
 
 
 def dynamic_range(start: Any, stop: Any = None, step: int = 1) -> Iterator[VirtualRegister]:
@@ -151,20 +139,7 @@ def dynamic_range(start: Any, stop: Any = None, step: int = 1) -> Iterator[Virtu
     stride = _step(step, "nl.dynamic_range")
     first = 0 if stop is None else _bound(start, "nl.dynamic_range: start")
     end = _bound(start if stop is None else stop, "nl.dynamic_range: stop")
-    return _iterations(run, range(first, end, stride))
-
-
-def _iterations(run: Run, indices: range) -> Iterator[VirtualRegister]:
-    """Do what `Run.iterate` does, for a body that stands between two steps of a generator."""
-    run.loops += 1
-    number, outer = run.loops, run.loop
-    try:
-        for count, value in enumerate(indices):
-            run.loop = (*outer, (number, count))
-            run.control("loop_iteration", ControlWork("loop_iteration"))
-            yield run.register(value, frozen=True)
-    finally:
-        run.loop = outer
+    return (run.register(i, frozen=True) for i in run.iterations(range(first, end, stride)))
 
 
 def _axis(axis: int, what: str) -> Run:
