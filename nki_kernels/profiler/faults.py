@@ -58,7 +58,7 @@ def _head(case: Case, number: int) -> tuple[int, int]:
     """
     first = number
     while case.timeline.cause[number] in (Cause.engine, Cause.queue):
-        before = case.order.before[number]
+        before = case.order.ahead(case.timeline, number)
         if before < 0:
             break
         number = before

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from nki_kernels.hardware.spec import CoreSpec, Engine
 from nki_kernels.machine.costs import dma_timing
-from nki_kernels.machine.dependencies import queue_number
+from nki_kernels.machine.dependencies import STORE_QUEUE, queue_number
 from nki_kernels.machine.timeline import Cause, Timeline
 from nki_kernels.machine.trace import DmaWork
 
@@ -26,6 +26,8 @@ from nki_kernels.machine.trace import DmaWork
 _SAME_NS = 1e-6
 #: Payloads before one's own that may be in its way.
 _AHEAD = 32
+#: Matmuls that may stream side by side on tiles of the array.
+_TILES = 16
 
 
 class Part(enum.IntEnum):
@@ -58,14 +60,14 @@ class Order:
         events = timeline.trace.events
         self.before = [-1] * len(events)
         last: dict[tuple[int, int], int] = {}
-        engines: dict[tuple[int, int], list[int]] = defaultdict(list)
+        queues: dict[tuple[int, int], list[int]] = defaultdict(list)
         for number, event in enumerate(events):
             key = event.core, queue_number(event)
             self.before[number] = last.get(key, -1)
             last[key] = number
-            engines[event.core, event.engine].append(number)
+            queues[key].append(number)
         self._starts: dict[tuple[int, int], tuple[list[float], list[int]]] = {}
-        for key, numbers in engines.items():
+        for key, numbers in queues.items():
             numbers.sort(key=lambda n: (float(timeline.start[n]), n))
             self._starts[key] = [float(timeline.start[n]) for n in numbers], numbers
         self.served: dict[int, int] = {}
@@ -80,11 +82,27 @@ class Order:
             done = [n for n in ahead if float(timeline.service_end[n]) <= begin + _SAME_NS]
             self.served[number] = max(done or ahead[-1:], key=lambda n: timeline.service_end[n])
 
-    def running(self, core: int, engine: Engine, now: float) -> int:
-        """Return the last event of an engine that started before `now`, or -1."""
-        starts, numbers = self._starts.get((core, engine), ([], []))
+    def running(self, core: int, queue: int, now: float) -> int:
+        """Return the last event of a queue that started before `now`, or -1."""
+        starts, numbers = self._starts.get((core, queue), ([], []))
         at = bisect_left(starts, now)
         return numbers[at - 1] if at else -1
+
+    def ahead(self, timeline: Timeline, number: int) -> int:
+        """Return the event that kept a queue from taking event `number` earlier, or -1.
+
+        It is the one before, unless the other queue of the same engine (stores whose descriptors
+        software writes) held the engine or its descriptor generator for longer.
+        """
+        event, before = timeline.trace.events[number], self.before[number]
+        queue, start = queue_number(event), float(timeline.start[number])
+        sibling = queue - STORE_QUEUE if queue >= STORE_QUEUE else queue + STORE_QUEUE
+        other = self.running(event.core, sibling, start)
+        if other < 0 or float(timeline.issue[other]) > start + _SAME_NS:
+            return before
+        if before >= 0 and float(timeline.issue[before]) >= float(timeline.issue[other]):
+            return before
+        return other
 
 
 #: Who holds what an event collided with.
@@ -99,13 +117,17 @@ _RIVALS = {
 def blocker(timeline: Timeline, order: Order, number: int) -> int:
     """Return the event that bound the start of event `number`; -1 if nothing did."""
     cause, event = Cause(timeline.cause[number]), timeline.trace.events[number]
-    before = order.before[number]
     start = float(timeline.start[number])
-    if event.engine is Engine.tensor and before >= 0:
+    if event.engine is Engine.tensor:
         # Weights load behind the stream before: the array, not the operand, may be what was late.
-        same = timeline.trace.events[before].engine is Engine.tensor
-        if same and abs(float(timeline.issue[before]) - start) < _SAME_NS:
-            return before
+        # Tiles of the array stream side by side: whose end was it?
+        before = order.before[number]
+        for _ in range(_TILES):
+            if before < 0 or timeline.trace.events[before].engine is not Engine.tensor:
+                break
+            if abs(float(timeline.issue[before]) - start) < _SAME_NS:
+                return before
+            before = order.before[before]
     source = int(timeline.cause_event[number])
     if source >= 0:
         return source
@@ -114,7 +136,7 @@ def blocker(timeline: Timeline, order: Order, number: int) -> int:
         return order.running(event.core, rival, start)
     if cause is Cause.launch:
         return -1
-    return before
+    return order.ahead(timeline, number)
 
 
 def dispatched(number: int, timeline: Timeline, spec: CoreSpec) -> float:

@@ -302,7 +302,7 @@ def test_unusual_profiles_open(tmp_path, case):
         assert page.js("document.querySelectorAll('img').length") == 0
         if case == "two cores":
             titles = page.js("profilePage.timeline.rows.map(r => r.title)")
-            assert {"core 0 · DMA 0", "core 1 · DMA 0"} <= set(titles)
+            assert {"core 0 · DMA 1", "core 1 · DMA 1"} <= set(titles)
 
 
 @needs_browser
