@@ -8,6 +8,7 @@ from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
+from nki.isa.scalar import new_scalar
 
 from nki_kernels.machine.core import Run, VirtualRegister, current
 from nki_kernels.machine.errors import KernelError
@@ -87,7 +88,8 @@ def fori_loop(
     Args:
         lower: the first index, an int or a register.
         upper: the end, not included, an int or a register.
-        body_fun: gets the index as a register it may read but not write; returns None.
+        body_fun: gets the index as a register it may read but not write, an NkiScalar unless a
+            bound is a register; returns None.
         step: a positive int.
 
     Tensors allocated in the body are new memory in every iteration here: what the last iteration
@@ -97,8 +99,11 @@ def fori_loop(
     _callable(body_fun, "nl.fori_loop")
     stride = _step(step, "nl.fori_loop")
     first, end = _bound(lower, "nl.fori_loop: lower"), _bound(upper, "nl.fori_loop: upper")
+    # A register among the bounds makes the index one; otherwise it is a scalar (NKI 0.7).
+    plain = any(type(bound) is VirtualRegister for bound in (lower, upper))
     for value in run.iterations(range(first, end, stride)):
-        if body_fun(run.register(value, frozen=True)) is not None:
+        index = run.register(value, frozen=True) if plain else new_scalar(run, value)
+        if body_fun(index) is not None:
             raise KernelError(
                 "nl.fori_loop: the body returned a value; it must return None: carry state in "
                 "SBUF or HBM"
