@@ -47,6 +47,10 @@ class DType(str):
     def __repr__(self) -> str:
         return f"nl.{self!s}"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy or a pickle of a type is the type: configs that hold one are copied."""
+        return as_dtype, (str(self),)
+
     @property
     def is_float(self) -> bool:
         """True for every floating-point type."""

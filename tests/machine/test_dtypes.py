@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 from fractions import Fraction
 
 import ml_dtypes
@@ -221,3 +223,9 @@ def test_no_type_says_which_exist(value):
             f"dtype {value!r}: not a NeuronCore data type; allowed are float32, "
         )
         assert "cast the array first" in message
+
+
+@pytest.mark.parametrize("dtype", dtypes.ALL)
+def test_a_copy_of_a_type_is_the_type(dtype):
+    assert copy.deepcopy([dtype])[0] is dtype
+    assert pickle.loads(pickle.dumps(dtype)) is dtype
