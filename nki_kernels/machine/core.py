@@ -18,6 +18,7 @@ import numpy as np
 
 from nki_kernels.hardware.spec import CoreSpec, Engine
 from nki_kernels.machine import dtypes, indirection
+from nki_kernels.machine.checks.values import WIDE, check_integers
 from nki_kernels.machine.dtypes import Array, DType, as_dtype
 from nki_kernels.machine.errors import (
     AbstractValue,
@@ -126,6 +127,7 @@ class Run:
         label: what messages call it.
         act_accumulator, vector_accumulator: one float32 per partition; NaN until reset.
         generators: pseudo random numbers of the engines that have used theirs.
+        executing: plan and arguments of the instruction in progress, for messages.
         valueless: hidden state (by its name in events) that holds something without values.
     """
 
@@ -143,6 +145,7 @@ class Run:
         self.vector_accumulator = np.full(spec.partitions, np.nan, np.float32)
         self.generators: dict[Engine, Xorwow] = {}
         self.valueless: set[str] = set()
+        self.executing: tuple[Plan, tuple[Any, ...]] | None = None
         self.registers = 0
         self.gridded = False
         self.team: Team | None = None
@@ -377,6 +380,7 @@ class Run:
         if concrete:
             for at in plan.writes:
                 args[at].mem.abstract = False
+            self.executing = plan, args
             plan.body(self, plan.engine, state, args)
             self.valueless.difference_update(plan.hidden_writes)
         else:
@@ -464,6 +468,8 @@ def float_values(view: NkiTensor, run: Run, slot: str) -> Array:
         return values
     wide = run.scratch(slot, view.shape)
     np.copyto(wide, values, casting="unsafe")
+    if view.dtype in WIDE:
+        check_integers(run, view, values)
     return wide
 
 

@@ -15,11 +15,11 @@ from nki_kernels.hardware import spec_for
 from nki_kernels.hardware.spec import CoreSpec
 from nki_kernels.machine import core
 from nki_kernels.machine.arguments import Arguments, like, values
+from nki_kernels.machine.checks import findings
 from nki_kernels.machine.core import Run
 from nki_kernels.machine.cores import Team
 from nki_kernels.machine.dtypes import Array
 from nki_kernels.machine.errors import DoesNotFit, KernelError
-from nki_kernels.machine.hazards import alias_errors
 from nki_kernels.machine.layout import is_int
 from nki_kernels.machine.options import Options, default_options
 from nki_kernels.machine.placement import Placement, place
@@ -163,9 +163,8 @@ class Job:
                     self.placement = place(trace)
                 except DoesNotFit as error:
                     bound.run.report(options.capacity, error)
-            if self.placement is not None and options.alias != "off":
-                for hazard in alias_errors(trace, self.placement):
-                    bound.run.report(options.alias, hazard)
+            for check, finding in findings(trace, self.placement, options):
+                bound.run.report(options.level(check), finding)
             team = bound.run.team
             if team is not None and options.lnc_race != "off":
                 for race in race_errors(trace, team.digests[bound.run.rank]):

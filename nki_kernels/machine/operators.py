@@ -31,6 +31,7 @@ class Op:
         reduces: may be a reduction operator.
         activation: the Scalar engine's function of float32, or None.
         domain: inputs outside it give invalid results on hardware.
+        smallest: so do inputs of a smaller magnitude.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Op:
     reduces: bool = False
     activation: Kernel | None = None
     domain: tuple[float, float] = (-math.inf, math.inf)
+    smallest: float = 0.0
 
     def __repr__(self) -> str:
         return f"nl.{self.name}"
@@ -182,7 +184,14 @@ _TABLE: tuple[Op, ...] = (
     Op("square", np.square, arity=1, activation=np.square),
     Op("relu", _relu, arity=1, activation=_relu),
     Op("rsqrt", _rsqrt, arity=1, activation=_rsqrt, domain=(2.0**-87, 2.0**97)),
-    Op("reciprocal", _reciprocal, arity=1, activation=_reciprocal),
+    Op(
+        "reciprocal",
+        _reciprocal,
+        arity=1,
+        activation=_reciprocal,
+        domain=(-(2.0**42), 2.0**42),
+        smallest=2.0**-42,
+    ),
     Op("copy", activation=np.positive),
     Op("exp", activation=np.exp),
     Op("log", activation=np.log, domain=(2.0**-64, 2.0**64)),

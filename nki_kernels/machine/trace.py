@@ -116,7 +116,8 @@ class PeWork:
 
     `k` contraction rows (of one value; 2 with double row, 4 of an x4 type), `m` stationary columns,
     `n` moving rows streamed. `dtype` is the wider of the two operand types. Strides are the
-    innermost byte steps of the operands.
+    innermost byte steps of the operands. `inferred`: the kernel left it open whether the pass
+    accumulates (``accumulate=None``).
     """
 
     k: int
@@ -133,6 +134,7 @@ class PeWork:
     col_start: int = 0
     tile_rows: int = 0
     tile_cols: int = 0
+    inferred: bool = False
 
     @property
     def macs(self) -> int:
@@ -242,6 +244,25 @@ class Event:
 
 
 @dataclass(slots=True)
+class DeclaredLoop:
+    """One run of a loop whose iterations the kernel declares independent.
+
+    Attributes:
+        site: where it begins.
+        core: the core that ran it.
+        tiles: number of tiles allocated before it.
+        starts: sequence number of the first event of each iteration.
+        end: the same of the first event after the loop.
+    """
+
+    site: Site
+    core: int
+    tiles: int
+    starts: list[int]
+    end: int
+
+
+@dataclass(slots=True)
 class Trace:
     """All events and tiles of one kernel launch, in program order of each core.
 
@@ -255,6 +276,7 @@ class Trace:
     events: list[Event] = field(default_factory=list)
     tiles: list[Tile] = field(default_factory=list)
     names: dict[tuple[int, str], list[Event]] = field(default_factory=dict)
+    declared: list[DeclaredLoop] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[Event]:
         return iter(self.events)

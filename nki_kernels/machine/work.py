@@ -90,6 +90,7 @@ def matmul(ops: Operands) -> PeWork:
         stationary_step_bytes=inner_step(stationary),
         moving_step_bytes=inner_step(moving),
         double_row=double_row,
+        inferred=ops["accumulate"] is None,
         onezero=bool(ops["is_stationary_onezero"] or ops["is_moving_onezero"]),
         row_start=position[0] if position else 0,
         col_start=position[1] if position else 0,

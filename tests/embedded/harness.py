@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -24,7 +25,7 @@ from nki_kernels.machine.options import Options
 
 SBUF, PSUM, HBM = nl.sbuf, nl.psum, nl.shared_hbm
 #: Legal twins of illegal calls read tiles that nothing wrote: their values do not matter.
-UNCHECKED = Options(uninitialized="off", outputs="off")
+UNCHECKED = Options(uninitialized="off", outputs="off", integers="off", domain="off")
 #: Of kernels that write to HBM for a test to look at, and return nothing.
 NO_RESULT = Options(outputs="off")
 
@@ -90,6 +91,7 @@ def apply(
     buffer: Any = SBUF,
     buffers: Sequence[Any] = (),
     target: str = "toy",
+    options: Options | None = None,
 ) -> Any:
     """Return dst after ``call(dst, *tiles)``; `buffers` says where inputs lie (default SBUF)."""
 
@@ -100,10 +102,12 @@ def apply(
         call(dst, *tiles)
         return back(dst)
 
-    return launch(kernel, arrays, target=target).outputs[0]
+    return launch(kernel, arrays, target=target, options=options).outputs[0]
 
 
-def values(call: Callable[..., Any], *arrays: Any, target: str = "toy") -> Any:
+def values(
+    call: Callable[..., Any], *arrays: Any, target: str = "toy", options: Options | None = None
+) -> Any:
     """Return the values of the tile, or tuple of tiles, that ``call(*hbm_tensors)`` returns."""
     seen: list[Any] = []
 
@@ -112,7 +116,8 @@ def values(call: Callable[..., Any], *arrays: Any, target: str = "toy") -> Any:
         many = result if isinstance(result, tuple) else (result,)
         seen.extend(t.numpy() for t in many)
 
-    launch(kernel, arrays, target=target, options=NO_RESULT)
+    quiet = NO_RESULT if options is None else replace(options, outputs="off")
+    launch(kernel, arrays, target=target, options=quiet)
     return seen[0] if len(seen) == 1 else tuple(seen)
 
 

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nki_kernels.machine.options import Options
 from tests.embedded.harness import (
     FLOATS,
     HOSTS,
@@ -152,7 +153,7 @@ def test_the_sine_outside_its_range_is_the_cubic_about_the_nearer_end(x):
     d = math.copysign(abs(x) - PI, x)
     want = np.array([[-d + d**3 / 6]])
     terms = np.array([[abs(x) * (1 + d * d) + abs(d) ** 3]])
-    got = apply(call, np.array([[x]], F32), shape=(1, 1))
+    got = apply(call, np.array([[x]], F32), shape=(1, 1), options=Options(domain="off"))
     assert_close(got, want, terms, op="sin", case=str(x), roundings=1, chain=8)
     if x == 9.0:
         assert round(float(got[0, 0]), 2) == 27.65

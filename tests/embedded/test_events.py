@@ -42,7 +42,14 @@ def test_a_matmul():
     ]  # fmt: skip
     assert places(found.writes) == [("psum", 16, (4, 6), (32, 1), 4, False)]
     assert found.work == PeWork(
-        k=6, m=4, n=6, dtype=BF16, mode="matmul", stationary_step_bytes=4, moving_step_bytes=2
+        k=6,
+        m=4,
+        n=6,
+        dtype=BF16,
+        mode="matmul",
+        stationary_step_bytes=4,
+        moving_step_bytes=2,
+        inferred=True,
     )
     assert found.work.macs == 6 * 4 * 6
 
@@ -74,6 +81,7 @@ def test_double_row_tiles_and_hints():
     assert work == PeWork(
         k=2, m=2, n=5, dtype="float8_e4m3", mode="matmul", stationary_step_bytes=1,
         moving_step_bytes=1, double_row=True, onezero=True, row_start=4, tile_rows=2, tile_cols=8,
+        inferred=True,
     )  # fmt: skip
     assert work.macs == 2 * 2 * 2 * 5
 

@@ -308,7 +308,7 @@ def test_events():
     found = event(of_mx(tile_position=(64, 0), tile_size=(64, 128)), target="trn3")
     assert (found.engine, len(found.reads), len(found.writes)) == (nisa.engine.tensor, 4, 1)
     assert found.work == PeWork(64, 2, 3, "float8_e4m3fn_x4", "matmul", 4, 4, row_start=64,
-                                tile_rows=64, tile_cols=128)  # fmt: skip
+                                tile_rows=64, tile_cols=128, inferred=True)  # fmt: skip
     assert found.work.macs == 4 * 64 * 2 * 3
 
 

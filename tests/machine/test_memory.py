@@ -270,7 +270,7 @@ def test_inferred_accumulation_is_per_element(data):
                 started[columns] = True
             assert tile.numpy().reshape(-1).tolist() == want.tolist()
 
-    inside(body)
+    inside(body, options=Options(interleave="off"))
 
 
 def test_documented_overlap():

@@ -12,6 +12,7 @@ from nki.isa.enums import reduce_cmd as reduce_commands
 from nki_kernels.hardware.spec import Engine
 from nki_kernels.machine import dtypes, work
 from nki_kernels.machine.access_rules import TensorIndirection
+from nki_kernels.machine.checks.values import check_domain
 from nki_kernels.machine.core import Run, float_values
 from nki_kernels.machine.dtypes import Array
 from nki_kernels.machine.instruction import Context, instruction
@@ -175,6 +176,7 @@ def _activate(run: Run, dst: NkiTensor, op: Any, data: NkiTensor, bias: Any, sca
     function = operator(op).activation
     if function is None:
         raise TypeError(f"{op!r} has no activation form")
+    check_domain(run, operator(op), data, values)
     values = function(values)
     target = dst.mem.array(dst.region, dst.dtype.host)
     dtypes.store(target, values if values.shape == target.shape else values.reshape(target.shape))

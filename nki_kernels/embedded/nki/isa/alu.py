@@ -9,6 +9,7 @@ import numpy as np
 
 from nki_kernels.hardware.spec import Engine
 from nki_kernels.machine import dtypes
+from nki_kernels.machine.checks.values import check_result
 from nki_kernels.machine.core import Run, float_values
 from nki_kernels.machine.dtypes import Array
 from nki_kernels.machine.operators import Kernel, Op, operator
@@ -145,6 +146,11 @@ def kernel_of(op: Op) -> Kernel:
 def compute(run: Run, op: Op, target: Array, *operands: Any) -> None:
     """Evaluate an ALU operator in float32 and round once into `target`."""
     alu = kernel_of(op)
+    if target.dtype.kind in "iu":
+        result = alu(*operands, out=run.scratch("out", target.shape))
+        check_result(run, op, result, target, operands)
+        dtypes.store(target, result)
+        return
     if target.dtype == np.float32:
         result = alu(*operands, out=target)
         if result is not target:

@@ -147,8 +147,8 @@ def rows_of(view: NkiTensor) -> Rows:
     return Rows(starts, inside, view)
 
 
-def require_inside(what: str, rows: Rows, mode: oob_modes) -> None:
-    """Refuse rows outside the tensor unless they are skipped.
+def require_inside(ctx: Context, what: str, rows: Rows, mode: oob_modes) -> None:
+    """Refuse rows outside the tensor unless they are skipped (as below level "error").
 
     Raises:
         OutOfBounds: with the first such row.
@@ -157,19 +157,20 @@ def require_inside(what: str, rows: Rows, mode: oob_modes) -> None:
         return
     bad = rows.inside.index(False)
     tile = rows.view.mem.tile
-    raise OutOfBounds(
+    error = OutOfBounds(
         f"{what}: row {bad} of its run-time addresses starts at element {rows.starts[bad]} of "
         f"tensor {tile.name!r} {list(tile.shape)}; keep indices inside, or pass "
         "oob_mode=nisa.oob_mode.skip"
     )
+    ctx.run.report(ctx.run.options.bounds, error)
 
 
 def _move_rows(ctx: Context, dst: NkiTensor, src: NkiTensor, mode: oob_modes) -> None:
     """Copy row by row where an address is known only at run time."""
     line = where(ctx.run.kernel_site())
     sources, targets = rows_of(src), rows_of(dst)
-    require_inside(f"nisa.dma_copy src at {line}", sources, mode)
-    require_inside(f"nisa.dma_copy dst at {line}", targets, mode)
+    require_inside(ctx, f"nisa.dma_copy src at {line}", sources, mode)
+    require_inside(ctx, f"nisa.dma_copy dst at {line}", targets, mode)
     values = np.empty(src.shape, np.float32 if src.mem.wide else src.dtype.host)
     for row, inside in enumerate(sources.inside):
         if inside:
@@ -387,7 +388,7 @@ def dma_transpose(
     target = dst.mem.array(dst.region, dst.dtype.host)
     line = where(ctx.run.kernel_site())
     rows = rows_of(src)
-    require_inside(f"nisa.dma_transpose src at {line}", rows, oob_mode)
+    require_inside(ctx, f"nisa.dma_transpose src at {line}", rows, oob_mode)
     columns = target.transpose(np.argsort(order))
     last = dst.ndim - 1
     for row, inside in enumerate(rows.inside):

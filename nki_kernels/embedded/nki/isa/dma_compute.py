@@ -191,7 +191,7 @@ def _scatter(
 ) -> None:
     _require_same(ctx, dst, twin)
     rows = rows_of(dst)
-    require_inside(f"{_line(ctx)} dst", rows, mode)
+    require_inside(ctx, f"{_line(ctx)} dst", rows, mode)
     _warn_repeated(ctx, rows)
     added = float_values(update, ctx.run, "a").reshape(dst.shape)
     for row, inside in enumerate(rows.inside):
@@ -205,7 +205,7 @@ def _gather(
 ) -> None:
     _require_same(ctx, dst, twin)
     rows = rows_of(source)
-    require_inside(f"{_line(ctx)} srcs", rows, mode)
+    require_inside(ctx, f"{_line(ctx)} srcs", rows, mode)
     target = dst.mem.array(dst.region, dst.dtype.host)
     for row, inside in enumerate(rows.inside):
         if inside:

@@ -277,11 +277,16 @@ def started(run: Run, opcode: str, dst: NkiTensor, accumulate: bool | None) -> b
         # Only gen2 and gen3 forbid adding to what another instruction initialised.
         dst.mem.accumulates(dst.region, None, run.loop)
         return True
+    mem, region = dst.mem, dst.region
     try:
-        return dst.mem.accumulates(dst.region, asked, run.loop)
-    except RuleViolation as error:
+        return mem.accumulates(region, asked, run.loop)
+    except RuleViolation as problem:
         line = where(run.kernel_site())
-        raise RuleViolation(f"nisa.{opcode} at {line}: {error} [nki.isa.{opcode}]") from None
+        error = RuleViolation(f"nisa.{opcode} at {line}: {problem} [nki.isa.{opcode}]")
+    run.report(run.options.accumulation, error)
+    # Below level "error" the matmul adds to whatever was written, and overwrites the rest.
+    inferred = mem.accumulates(region, None)
+    return mem.written_mask(region) if asked else inferred
 
 
 def form(dst: NkiTensor, weights: Array, data: Array, adds: bool | Array) -> None:

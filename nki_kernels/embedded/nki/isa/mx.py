@@ -242,6 +242,7 @@ def _cost(ops: Operands) -> PeWork:
     stationary, moving = ops["stationary"], ops["moving"]
     position, size = ops["tile_position"], ops["tile_size"]
     return PeWork(
+        inferred=ops["accumulate"] is None,
         k=moving.shape[0],
         m=stationary.free_size,
         n=moving.free_size,

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from nki.isa.scalar import new_scalar
+from nki.language.affine import AffineRange
 
 from nki_kernels.machine.core import Run, VirtualRegister, current
 from nki_kernels.machine.errors import KernelError
@@ -17,19 +18,27 @@ from nki_kernels.machine.errors import KernelError
 _ORDERED: ContextVar[int] = ContextVar("nki_no_reorder", default=0)
 
 
-def affine_range(start: int, stop: int | None = None, step: int = 1) -> range:
-    """Alias of ``range`` (deprecated in NKI; independence of iterations is not checked)."""
+def affine_range(start: int, stop: int | None = None, step: int = 1) -> AffineRange:
+    """A ``range`` whose iterations are declared independent (deprecated in NKI).
+
+    NKI 0.6 runs it as ``range``. The check `independent` says where iterations do depend on each
+    other, so that the declaration stays true for compilers that use it.
+    """
+    return AffineRange(_range(start, stop, step))
+
+
+def _range(start: int, stop: int | None, step: int) -> range:
     return range(start) if stop is None else range(start, stop, step)
 
 
 def sequential_range(start: int, stop: int | None = None, step: int = 1) -> range:
     """Alias of ``range`` (deprecated in NKI)."""
-    return affine_range(start, stop, step)
+    return _range(start, stop, step)
 
 
 def static_range(start: int, stop: int | None = None, step: int = 1) -> range:
     """Alias of ``range`` (deprecated in NKI)."""
-    return affine_range(start, stop, step)
+    return _range(start, stop, step)
 
 
 @contextmanager

@@ -1,0 +1,140 @@
+"""Iterations declared independent (``nl.affine_range``) that are not.
+
+The documents: such a loop has no loop-carried dependency, "associative reductions are not
+considered loop carried dependencies". So an iteration may not read what an earlier one wrote, and
+no two may write the same element of HBM, unless an associative update or PSUM does the sum.
+On-chip scratch that each iteration writes before it reads carries nothing.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from nki_kernels.machine.checks.regions import describe
+from nki_kernels.machine.dtypes import Array
+from nki_kernels.machine.errors import KernelError
+from nki_kernels.machine.trace import (
+    Access,
+    DeclaredLoop,
+    DmaWork,
+    Event,
+    PeWork,
+    StreamWork,
+    Tile,
+    Trace,
+    where,
+)
+
+_NOBODY = -1
+_ASSOCIATIVE = frozenset(
+    {
+        "add", "multiply", "maximum", "minimum", "bitwise_and", "bitwise_or", "bitwise_xor",
+        "logical_and", "logical_or", "logical_xor",
+    }
+)  # fmt: skip
+
+
+def carried(trace: Trace) -> Iterator[KernelError]:
+    """Yield an error for each declared loop and tile through which iterations depend."""
+    for loop in trace.declared:
+        if len(loop.starts) > 1:
+            yield from _judge(trace, loop)
+
+
+def _judge(trace: Trace, loop: DeclaredLoop) -> Iterator[KernelError]:
+    events = [e for e in trace.events[loop.starts[0] : loop.end] if e.core == loop.core]
+    owners = _owners(events, loop)
+    said: set[int] = set()
+    for event in events:
+        iteration = bisect.bisect_right(loop.starts, event.seq) - 1
+        for access in event.reads:
+            found = owners.get(access.tile.id)
+            if found is None or access.tile.id in said or _updates(event, access):
+                continue
+            other = found.foreign(access, iteration)
+            if other is not None:
+                said.add(access.tile.id)
+                yield _error(event, access.tile, loop, iteration, other, "reads")
+        for access in event.writes:
+            found = owners.get(access.tile.id)
+            if found is None or access.tile.id in said:
+                continue
+            if access.tile.memory == "hbm" and not _updates(event, access):
+                other = found.foreign(access, iteration)
+                if other is not None:
+                    said.add(access.tile.id)
+                    yield _error(event, access.tile, loop, iteration, other, "overwrites")
+            found.take(access, iteration)
+
+
+def _owners(events: list[Event], loop: DeclaredLoop) -> dict[int, _Owners]:
+    """Return a map for each tile from before the loop that can carry something."""
+    read: set[int] = set()
+    written: dict[int, Tile] = {}
+    sizes: dict[int, int] = {}
+    for event in events:
+        for access in (*event.reads, *event.writes):
+            tile = access.tile.id
+            sizes[tile] = math.gcd(sizes.get(tile, 0), access.itemsize)
+        read.update(access.tile.id for access in event.reads)
+        written.update((access.tile.id, access.tile) for access in event.writes)
+    return {
+        number: _Owners(tile, sizes[number])
+        for number, tile in written.items()
+        if number < loop.tiles and (number in read or tile.memory == "hbm")
+    }
+
+
+class _Owners:
+    """Which iteration wrote each grain of a tile last."""
+
+    def __init__(self, tile: Tile, grain: int) -> None:
+        self._grain = grain
+        size = tile.row_bytes * tile.partitions // grain
+        self._map: Array = np.full(size, _NOBODY, np.int32)
+
+    def _view(self, access: Access) -> Array:
+        per = access.itemsize // self._grain
+        steps = [4 * per * stride for stride in access.strides]
+        shape = (*access.shape, per)
+        return np.ndarray(shape, np.int32, self._map, 4 * per * access.offset, (*steps, 4))
+
+    def foreign(self, access: Access, iteration: int) -> int | None:
+        """Return another iteration that wrote a byte of the access, if there is one."""
+        if access.whole:
+            return None  # which bytes it touches is not in the trace
+        seen = self._view(access)
+        others = seen[(seen != iteration) & (seen != _NOBODY)]
+        return int(others[0]) if others.size else None
+
+    def take(self, access: Access, iteration: int) -> None:
+        """Record a write."""
+        if not access.whole:
+            self._view(access)[...] = iteration
+
+
+def _updates(event: Event, access: Access) -> bool:
+    """Return True if the event adds to what it reads, in an order that does not matter."""
+    if access not in event.writes or access not in event.reads:
+        return False
+    work = event.work
+    if isinstance(work, StreamWork):
+        if work.law == "scalar_tensor_tensor":
+            return access != event.reads[0]  # the sum is the last operand, nothing scales it
+        return work.law == "tensor_tensor" and work.function in _ASSOCIATIVE
+    return isinstance(work, PeWork) or (isinstance(work, DmaWork) and work.kind == "compute")
+
+
+def _error(
+    event: Event, tile: Tile, loop: DeclaredLoop, iteration: int, other: int, does: str
+) -> KernelError:
+    return KernelError(
+        f"nisa.{event.opcode} at {where(event.site)}: iteration {iteration} of the nl.affine_range "
+        f"at {where(loop.site)} {does} elements of the {describe(tile)} (allocated at "
+        f"{where(tile.site)}) that iteration {other} wrote; iterations of an affine_range are "
+        "declared independent: use range(), or give each iteration memory of its own"
+    )
