@@ -24,6 +24,7 @@ def test_the_tables_name_only_what_is_missing(module):
 @pytest.mark.parametrize(("module", "name", "says"), [
     (nl, "par_dim", "nl.par_dim: NKI removed this name; dimension 0 of a tile is the partition"),
     (nl, "int64", "nl.int64: NKI has this name, the embedded NKI does not; registers and"),
+    (nl, "alloc_tiles", "nl.alloc_tiles: NKI has this name, the embedded NKI does not; allocate"),
     (nl, "softmaxx", "nl.softmaxx: NKI 0.6 has no such name; close to it are softmax"),
     (nl, "qqqq", "nl.qqqq: NKI 0.6 has no such name"),
     (nki, "compiler", "nki.compiler: NKI has this name, the embedded NKI does not; its options"),

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nki_kernels.machine.errors import DtypeError, KernelError, RuleViolation
+from nki_kernels.machine.errors import DtypeError, KernelError, RuleViolation, ShapeError
 from nki_kernels.machine.launch import launch
 from tests.embedded.harness import (
     HBM,
@@ -176,6 +176,35 @@ def test_cores_share_a_constant_and_must_agree():
 
     with pytest.raises(KernelError, match=r"core 1 passes other data .* than core 0"):
         launch(differ, target="trn2", lnc=2)
+
+
+# -- the shape of a transpose ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("shape", "axes"), [((2, 5), (1, 0)), ((2, 1, 5), (2, 1, 0)),
+                                             ((2, 1, 3, 5), (3, 1, 2, 0))])  # fmt: skip
+def test_empty_like_prepares_a_transpose(shape, axes):
+    x = np.arange(np.prod(shape), dtype=F32).reshape(shape)
+
+    def kernel(source):
+        target = nl.empty_like(
+            source, buffer=SBUF, name="turned", transpose_axes=axes, address=(0, 64)
+        )
+        assert (target.name, target.mem.tile.address) == ("turned", (0, 64))
+        nisa.dma_transpose(dst=target, src=source)
+        return target
+
+    same(values(kernel, x), x.transpose(axes))
+
+
+@pytest.mark.parametrize(("axes", "buffer"), [((0, 1), SBUF), ((2, 1, 0), SBUF), ((1, 0), PSUM),
+                                              ([1, 0], SBUF)])  # fmt: skip
+def test_empty_like_knows_the_orders_of_the_transpose(axes, buffer):
+    refused(
+        lambda: nl.empty_like(sb(2, 3), buffer=buffer, transpose_axes=axes),
+        f"transpose_axes={axes!r} of [2, 3] into {buffer.value}", "allowed are (1, 0)",
+        error=ShapeError,
+    )  # fmt: skip
 
 
 # -- device loops ----------------------------------------------------------------------------------

@@ -30,7 +30,16 @@ REMOVED: dict[str, dict[str, str]] = {
 }
 #: Published by NKI 0.6 or 0.7 and not implemented here, with what does the same.
 NOT_HERE: dict[str, dict[str, str]] = {
-    "nki.language": {"int64": "registers and scalars have 32 bits: use nl.int32"},
+    "nki.language": {
+        "int64": "registers and scalars have 32 bits: use nl.int32",
+        **dict.fromkeys(
+            ("tiles", "blocks", "NkiGrid", "NkiTileGrid", "NkiBlockGrid"),
+            "slice the tensor: t[i * rows : (i + 1) * rows, ...]",
+        ),
+        **dict.fromkeys(
+            ("alloc_tiles", "alloc_blocks"), "allocate each tile with nl.ndarray, in a list"
+        ),
+    },
     "nki.isa": {},
     "nki": {"compiler": "its options steer the real compiler: leave them out here"},
 }

@@ -105,12 +105,44 @@ def ones(shape: Any, dtype: Any, buffer: MemoryRegion = sbuf, name: str = "") ->
     return full(shape, 1, dtype, buffer, name)
 
 
+#: Orders of nisa.dma_transpose, the instruction that empty_like's transpose_axes prepares.
+_TRANSPOSES = ((1, 0), (2, 1, 0), (3, 1, 2, 0))
+
+
 def empty_like(
-    x: NkiTensor, dtype: Any = None, buffer: MemoryRegion | None = None, name: str = ""
+    x: NkiTensor,
+    dtype: Any = None,
+    buffer: MemoryRegion | None = None,
+    name: str = "",
+    *,
+    transpose_axes: tuple[int, ...] | None = None,
+    address: tuple[int, int] | None = None,
 ) -> NkiTensor:
-    """Return an unwritten tensor of x's shape; dtype and buffer default to x's."""
+    """Return an unwritten tensor of x's shape; dtype and buffer default to x's.
+
+    Args:
+        x: a tensor.
+        dtype: of the result.
+        buffer: of the result; SBUF is needed with `transpose_axes`.
+        name: of the result.
+        transpose_axes: (1, 0), (2, 1, 0) or (3, 1, 2, 0): the result has x's dimensions in that
+            order, as the destination of a later nisa.dma_transpose (NKI 0.7).
+        address: as for nl.ndarray (NKI 0.7).
+
+    Raises:
+        ShapeError: another order, one that does not fit x, or a transposed tensor outside SBUF.
+    """
     run = current("nl.empty_like")
-    return run.allocate(x.shape, dtype or x.dtype, buffer or x.buffer, name)
+    shape, place = x.shape, buffer or x.buffer
+    if transpose_axes is not None:
+        if transpose_axes not in _TRANSPOSES or len(transpose_axes) != x.ndim or place is not sbuf:
+            raise ShapeError(
+                f"nl.empty_like: transpose_axes={transpose_axes!r} of {list(x.shape)} into "
+                f"{place.value}; allowed are (1, 0), (2, 1, 0) and (3, 1, 2, 0) for 2 to 4 "
+                "dimensions, with buffer=nl.sbuf"
+            )
+        shape = tuple(x.shape[axis] for axis in transpose_axes)
+    return run.allocate(shape, dtype or x.dtype, place, name, address)
 
 
 def zeros_like(
