@@ -83,15 +83,19 @@ def _compare(
     op = entry.op
     inputs = entry.inputs(op.input_shapes(axes), dtype, _SEED)
     run = op.launch(inputs, {}, config=config, target=target)
-    value, magnitude = entry.reference(*inputs)
+    found = entry.reference(*inputs)
+    several = len(op.outputs) > 1
+    results, references = (run.result, found) if several else ((run.result,), (found,))
     case = "x".join(str(axes[letter]) for letter in op.axis_order)
-    try:
-        assert_close(
-            run.result, value, magnitude, op=op.name, case=case,
-            roundings=op.roundings, chain=op.chain(axes, spec_for(target)),
-        )  # fmt: skip
-    except AssertionError as failure:
-        return str(failure), run
+    for operand, result, (value, magnitude) in zip(op.outputs, results, references, strict=True):
+        label = f"{case} {operand.name}" if several else case
+        try:
+            assert_close(
+                result, value, magnitude, op=op.name, case=label,
+                roundings=op.roundings, chain=op.chain(axes, spec_for(target)),
+            )  # fmt: skip
+        except AssertionError as failure:
+            return str(failure), run
     return None, run
 
 

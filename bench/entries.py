@@ -32,12 +32,13 @@ class Entry:
 
     Attributes:
         op: its contract.
-        reference: maps the inputs to (value, sum of absolute terms) of the first output, float64.
+        reference: maps the inputs to (value, sum of absolute terms), float64; with several
+            outputs, to a tuple of such pairs.
         inputs: makes inputs from shapes, dtype and seed.
     """
 
     op: Operator
-    reference: Callable[..., tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]]
+    reference: Callable[..., Any]
     inputs: Callable[[Shapes, str, int], Arrays] = normal_inputs
 
 
@@ -46,4 +47,8 @@ ENTRIES: Mapping[str, Entry] = {
     "matmul": Entry(OPERATORS["matmul"], reference.matmul.matmul),
     "rms_norm": Entry(OPERATORS["rms_norm"], reference.norm.rms_norm),
     "layer_norm": Entry(OPERATORS["layer_norm"], reference.norm.layer_norm),
+    "rms_norm_backward": Entry(OPERATORS["rms_norm_backward"], reference.norm.rms_norm_backward),
+    "layer_norm_backward": Entry(
+        OPERATORS["layer_norm_backward"], reference.norm.layer_norm_backward
+    ),
 }

@@ -14,6 +14,12 @@ from nki_kernels.operators.norm import (
     LayerNormConfig,
     RmsNormConfig,
 )
+from nki_kernels.operators.norm_backward import (
+    LAYER_NORM_BACKWARD,
+    RMS_NORM_BACKWARD,
+    LayerNormBackwardConfig,
+    RmsNormBackwardConfig,
+)
 
 
 def matmul(
@@ -177,3 +183,106 @@ def layer_norm(
     run = LAYER_NORM.launch((x, weight, bias), options, config=config, target=target)
     result: npt.NDArray[Any] = run.result
     return result
+
+
+def rms_norm_backward(
+    dy: npt.NDArray[Any],
+    x: npt.NDArray[Any],
+    weight: npt.NDArray[Any] | None = None,
+    *,
+    eps: float = DEFAULT_EPS["rms_norm"],
+    out_dtype: Any = None,
+    config: RmsNormBackwardConfig | None = None,
+    target: str | None = None,
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Gradients of `rms_norm`, given dy, the gradient of its result.
+
+    dx[n, h] = r[n] * (g[n, h] - n[n, h] * mean_h(g[n, :] * n[n, :]))
+    dweight[h] = sum_n(dy[n, h] * n[n, h])
+
+    r[n] = 1 / sqrt(mean_h(x[n, :]^2) + eps), n = x * r, g = dy * weight. Everything is float32
+    until the one rounding, to nearest even, to the output dtype. Both gradients are formed, without
+    a weight too: dweight is then that of a weight of ones.
+
+    Dimensions:
+        N: rows, >= 1        H: row length, >= 1, at most what SBUF holds (see Raises)
+
+    Args:
+        dy: [N, H], dense row-major, bfloat16 | float16 | float32.
+        x: [N, H], dtype of `dy`: the input of the forward pass.
+        weight: [H], dtype of `dy`, or None for ones.
+        eps: added to the mean square, >= 0; the kernel has it in float32.
+        out_dtype: dtype of the results, one of the same three; None means the dtype of `dy`.
+        config: tuning of the kernel; None lets the operator choose. It never changes the
+            mathematics, but the order of sums, hence the last bits.
+        target: hardware generation ("trn2", "trn3", ...). None reads
+            NEURON_PLATFORM_TARGET_OVERRIDE and, when that is unset, means trn2.
+
+    Returns:
+        dx [N, H] and dweight [H], new arrays of dtype `out_dtype`. A NaN in a row of `x` makes that
+        row of dx and all of dweight NaN.
+
+    Raises:
+        ShapeError: sizes that differ, a wrong rank, a zero size, a strided array, or an H too
+            large for SBUF; the message names the largest. On trn2 it is above 16384 for each dtype.
+        DtypeError: a dtype that is not supported (float64, integers), or two different ones.
+        OptionError: an `eps` that is negative, or that float32 does not hold.
+        ConfigError: a `config` that cannot run on the target.
+        ValueError: an unknown target; the message lists the known ones.
+
+    Source: the kernel is `nki_kernels.kernels.norm.rms_norm_backward`.
+
+    Example:
+        >>> import numpy as np
+        >>> x = np.array([[1, -1, 1, -1]], np.float32)
+        >>> rms_norm_backward(np.array([[4, 0, 0, 0]], np.float32), x, eps=0.0)
+        (array([[ 3.,  1., -1.,  1.]], dtype=float32), array([4., 0., 0., 0.], dtype=float32))
+    """
+    options = {"eps": eps, "out_dtype": out_dtype}
+    run = RMS_NORM_BACKWARD.launch((dy, x, weight), options, config=config, target=target)
+    dx, dweight = run.result
+    return dx, dweight
+
+
+def layer_norm_backward(
+    dy: npt.NDArray[Any],
+    x: npt.NDArray[Any],
+    weight: npt.NDArray[Any] | None = None,
+    *,
+    eps: float = DEFAULT_EPS["layer_norm"],
+    out_dtype: Any = None,
+    config: LayerNormBackwardConfig | None = None,
+    target: str | None = None,
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
+    """Gradients of `layer_norm`, given dy, the gradient of its result; the bias has no part in it.
+
+    dx[n, h] = r[n] * (g[n, h] - mean_h(g[n, :]) - n[n, h] * mean_h(g[n, :] * n[n, :]))
+    dweight[h] = sum_n(dy[n, h] * n[n, h]);  dbias[h] = sum_n(dy[n, h])
+
+    r[n] = 1 / sqrt(var_h(x[n, :]) + eps), n = (x - mean_h(x)) * r, g = dy * weight. Everything is
+    float32, and centred before it is multiplied, until the one rounding, to nearest even, to the
+    output dtype. All gradients are formed, without a weight too: dweight is then that of a weight
+    of ones.
+
+    Dimensions, arguments, errors: those of `rms_norm_backward`; with 0 as `eps` a row of equal
+    values is 0 / 0.
+
+    Returns:
+        dx [N, H], dweight [H] and dbias [H], new arrays of dtype `out_dtype`. A NaN or an infinity
+        in a row of `x` makes that row of dx and all of dweight NaN.
+
+    Source: the kernel is `nki_kernels.kernels.norm.layer_norm_backward`.
+
+    Example:
+        >>> import numpy as np
+        >>> x = np.array([[3, 1, 3, 1]], np.float32)
+        >>> dx, dweight, dbias = layer_norm_backward(x, x, eps=0.0)
+        >>> dx
+        array([[0., 0., 0., 0.]], dtype=float32)
+        >>> dweight, dbias
+        (array([ 3., -1.,  3., -1.], dtype=float32), array([3., 1., 3., 1.], dtype=float32))
+    """
+    options = {"eps": eps, "out_dtype": out_dtype}
+    run = LAYER_NORM_BACKWARD.launch((dy, x, weight), options, config=config, target=target)
+    dx, dweight, dbias = run.result
+    return dx, dweight, dbias

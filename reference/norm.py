@@ -1,4 +1,4 @@
-"""References of `rms_norm` and `layer_norm`."""
+"""References of `rms_norm` and `layer_norm`, and of their gradients."""
 
 from __future__ import annotations
 
@@ -74,3 +74,95 @@ def layer_norm(
     spread = typical + np.abs(centred) * sensitivity
     magnitude = np.abs(scale) * factor * spread + np.abs(shift) + np.abs(value)
     return Reference(value, magnitude)
+
+
+def rms_norm_backward(
+    dy: npt.NDArray[Any],
+    x: npt.NDArray[Any],
+    weight: npt.NDArray[Any] | None = None,
+    eps: float = 1e-6,
+) -> tuple[Reference, ...]:
+    """Gradients of `rms_norm`, in float64.
+
+    With r = 1 / sqrt(mean_h(x^2) + eps), n = x * r, g = dy * weight, m = mean_h(g * n):
+
+    dx = r * (g - n * m);  dweight[h] = sum_n(dy[n, h] * n[n, h])
+
+    r carries the relative error of a sum of squares, m that of its absolute terms, and dx has r
+    three times in its second term:
+
+    magnitude(dx) = r * (|g| + 4 * |n| * mean_h|g * n|);  magnitude(dweight) = 2 * sum_n|dy * n|
+
+    Args:
+        dy: [N, H], the gradient of the result.
+        x: [N, H].
+        weight: [H], or None for ones.
+        eps: added to the mean square.
+
+    Returns:
+        dx [N, H] and dweight [H].
+    """
+    d, x64 = np.asarray(dy, dtype=np.float64), np.asarray(x, dtype=np.float64)
+    g = d if weight is None else d * np.asarray(weight, dtype=np.float64)
+    r = 1.0 / np.sqrt(np.mean(x64 * x64, axis=-1, keepdims=True) + eps)
+    n = x64 * r
+    dx = r * (g - n * np.mean(g * n, axis=-1, keepdims=True))
+    inner = np.mean(np.abs(g * n), axis=-1, keepdims=True)
+    return (
+        Reference(dx, r * (np.abs(g) + 4.0 * np.abs(n) * inner)),
+        Reference(np.sum(d * n, axis=0), 2.0 * np.sum(np.abs(d * n), axis=0)),
+    )
+
+
+def layer_norm_backward(
+    dy: npt.NDArray[Any],
+    x: npt.NDArray[Any],
+    weight: npt.NDArray[Any] | None = None,
+    eps: float = 1e-5,
+) -> tuple[Reference, ...]:
+    """Gradients of `layer_norm`, in float64.
+
+    With s = x - mean_h(x), r = 1 / sqrt(mean_h(s^2) + eps), n = s * r, g = dy * weight:
+
+    dx = r * (g - mean_h(g) - n * m), m = mean_h(g * n)
+    dweight[h] = sum_n(dy[n, h] * n[n, h]);  dbias[h] = sum_n(dy[n, h])
+
+    As in `layer_norm` the mean is off by u * a, a = mean_h|x|, and r relatively by u * (k - 1) with
+    k = 2 + a * sqrt(var) * r^2; hence n by u * e with e = a * r + |n| * k. The product rule over
+    the terms of dx, and of dweight, gives
+
+    magnitude(dx) = r * (k * (|g| + mean_h|g| + |n| * q) + e * q + |n| * mean_h(|g| * e)),
+    q = mean_h|g * n|;  magnitude(dweight) = sum_n(|dy| * (|n| + e))
+
+    Args:
+        dy: [N, H], the gradient of the result.
+        x: [N, H].
+        weight: [H], or None for ones.
+        eps: added to the variance.
+
+    Returns:
+        dx [N, H], dweight [H] and dbias [H].
+    """
+    d, x64 = np.asarray(dy, dtype=np.float64), np.asarray(x, dtype=np.float64)
+    g = d if weight is None else d * np.asarray(weight, dtype=np.float64)
+    s = x64 - np.mean(x64, axis=-1, keepdims=True)
+    variance = np.mean(s * s, axis=-1, keepdims=True)
+    r = 1.0 / np.sqrt(variance + eps)
+    n = s * r
+    dx = r * (g - _mean(g) - n * _mean(g * n))
+    typical = _mean(np.abs(x64))
+    relative = 2.0 + typical * np.sqrt(variance) * r**2
+    off = typical * r + np.abs(n) * relative
+    inner = _mean(np.abs(g * n))
+    terms = np.abs(g) + _mean(np.abs(g)) + np.abs(n) * inner
+    moved = off * inner + np.abs(n) * _mean(np.abs(g) * off)
+    return (
+        Reference(dx, r * (relative * terms + moved)),
+        Reference(np.sum(d * n, axis=0), np.sum(np.abs(d) * (np.abs(n) + off), axis=0)),
+        Reference(np.sum(d, axis=0), np.sum(np.abs(d), axis=0)),
+    )
+
+
+def _mean(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    mean: npt.NDArray[np.float64] = np.mean(values, axis=-1, keepdims=True)
+    return mean

@@ -28,7 +28,7 @@ _SHORT_CHUNK = 128
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 #: SBUF kept free for the small tiles: statistics, epsilon, alignment.
-_SLACK_BYTES = 2048
+SLACK_BYTES = 2048
 
 #: Room for the tiles of a chunk that are alive with the row tiles of layer_norm, as a multiple of
 #: their size: they lie between row tiles, and what is free in pieces holds no row. With 1, one row
@@ -59,7 +59,7 @@ def _fit(
     """Return (chunk, extra row tiles): as many of `extra` row tiles as fit, then long chunks."""
     least = min(axes["H"], _SHORT_CHUNK)
     for more in range(extra, -1, -1):
-        room = spec.sbuf_usable_bytes - _SLACK_BYTES - (1 + vectors + more) * axes["H"] * itemsize
+        room = spec.sbuf_usable_bytes - SLACK_BYTES - (1 + vectors + more) * axes["H"] * itemsize
         share = _BETWEEN_ROWS if middles and more else 1
         chunk = min(axes["H"], _CHUNK)
         while chunk > least and share * _chunk_bytes(chunk, middles) > room:
@@ -72,7 +72,7 @@ def _fit(
 def _limits(vectors: int, middles: int, axes: Axes, dtype: str, spec: CoreSpec) -> tuple[str, ...]:
     itemsize = as_dtype(dtype).itemsize
     row, column = (1 + vectors) * itemsize, _chunk_bytes(1, middles)
-    room = spec.sbuf_usable_bytes - _SLACK_BYTES
+    room = spec.sbuf_usable_bytes - SLACK_BYTES
     # Rows shorter than a short chunk are one chunk, longer ones need one.
     most = max(min(_SHORT_CHUNK, room // (row + column)), (room - _SHORT_CHUNK * column) // row)
     if axes["H"] <= most:
@@ -84,7 +84,7 @@ def _limits(vectors: int, middles: int, axes: Axes, dtype: str, spec: CoreSpec) 
     return (reason,)
 
 
-def _piece(chunk: int) -> int:
+def piece(chunk: int) -> int:
     """A quarter of a chunk, but no shorter than a chunk worth its instructions."""
     return min(chunk, max(_SHORT_CHUNK, -(-chunk // 4)))
 
@@ -99,7 +99,7 @@ def _layer_limits(axes: Axes, dtype: str, spec: CoreSpec) -> tuple[str, ...]:
 
 def _rms_configure(axes: Axes, dtype: str, spec: CoreSpec) -> RmsNormConfig:
     chunk, ahead = _fit(axes, as_dtype(dtype).itemsize, 1, 0, 1, spec)
-    return RmsNormConfig(chunk=chunk, piece=_piece(chunk), ahead=ahead, hwdge=spec.generation >= 3)
+    return RmsNormConfig(chunk=chunk, piece=piece(chunk), ahead=ahead, hwdge=spec.generation >= 3)
 
 
 def _layer_configure(axes: Axes, dtype: str, spec: CoreSpec) -> LayerNormConfig:
@@ -115,14 +115,14 @@ def _layer_configure(axes: Axes, dtype: str, spec: CoreSpec) -> LayerNormConfig:
         pool_shift=shift,
         pool_scale=scale,
         chunk=chunk,
-        piece=_piece(chunk),
+        piece=piece(chunk),
         ahead=max(0, more - 1),
         lag=min(1, more),
         hwdge=spec.generation >= 3,
     )
 
 
-def _option_problems(options: Options) -> tuple[str, ...]:
+def option_problems(options: Options) -> tuple[str, ...]:
     eps = options.get("eps")
     if eps is None:
         return ()
@@ -140,26 +140,30 @@ def _option_problems(options: Options) -> tuple[str, ...]:
 
 def _rms_config_problems(config: Any, dtype: str, spec: CoreSpec) -> tuple[str, ...]:
     if not isinstance(config, RmsNormConfig):
-        return (
-            f"config is {config!r}; an RmsNormConfig is needed; pass one, or None to choose it",
-        )
-    return _field_problems(config, {"chunk": 1, "piece": 1, "ahead": 0}, spec)
+        return (another_config(config, "an RmsNormConfig"),)
+    return field_problems(config, {"chunk": 1, "piece": 1, "ahead": 0}, spec)
 
 
 def _layer_config_problems(config: Any, dtype: str, spec: CoreSpec) -> tuple[str, ...]:
     if not isinstance(config, LayerNormConfig):
-        return (
-            f"config is {config!r}; a LayerNormConfig is needed; pass one, or None to choose it",
-        )
+        return (another_config(config, "a LayerNormConfig"),)
     columns = {"vector_stats": 0, "pool_shift": 0, "pool_scale": 0}
-    reasons = _field_problems(config, {"chunk": 1, "piece": 1, "ahead": 0, **columns}, spec)
-    if type(config.lag) is not int or config.lag not in (0, 1):
-        reasons += (f"config.lag is {config.lag!r}; allowed are 0 and 1",)
-    return reasons
+    least = {"chunk": 1, "piece": 1, "ahead": 0, **columns}
+    return field_problems(config, least, spec, switches=("lag",))
 
 
-def _field_problems(config: Any, least: dict[str, int], spec: CoreSpec) -> tuple[str, ...]:
-    """Return what is wrong with the integers, by name and least value, and with `hwdge`."""
+def another_config(config: Any, wanted: str) -> str:
+    """Return why a config of another kind is refused."""
+    return f"config is {config!r}; {wanted} is needed; pass one, or None to choose it"
+
+
+def field_problems(
+    config: Any, least: dict[str, int], spec: CoreSpec, switches: tuple[str, ...] = ()
+) -> tuple[str, ...]:
+    """Return what is wrong with the integers, by name and least value, and with `hwdge`.
+
+    `switches` are 0 or 1.
+    """
     reasons = []
     for name, smallest in least.items():
         value = getattr(config, name)
@@ -169,10 +173,14 @@ def _field_problems(config: Any, least: dict[str, int], spec: CoreSpec) -> tuple
         reasons.append(
             f"config.hwdge needs gen3; {spec.name} is gen{spec.generation}; set it to False"
         )
+    for name in switches:
+        value = getattr(config, name)
+        if type(value) is not int or value not in (0, 1):
+            reasons.append(f"config.{name} is {value!r}; allowed are 0 and 1")
     return tuple(reasons)
 
 
-def _chain(axes: Axes, spec: CoreSpec) -> int:
+def chain(axes: Axes, spec: CoreSpec) -> int:
     """Bound the float32 roundings a term of the statistics passes through, and those after them.
 
     A sum over H in order makes H - 1; the product, the mean's division, the merge of partial
@@ -190,72 +198,72 @@ def _layer_flops(axes: Axes) -> int:
     return 8 * axes["N"] * axes["H"]
 
 
-def _reduced(axes: Axes, config: Any, spec: CoreSpec) -> dict[str, int]:
+def reduced(axes: Axes, config: Any, spec: CoreSpec) -> dict[str, int]:
     """Keep the row length, and two row tiles, the last as ragged as in full."""
     tile = spec.partitions
     rows = axes["N"]
     return {"N": rows if rows <= 2 * tile else tile + (rows % tile or tile), "H": axes["H"]}
 
 
-def _eps(op: str, options: Options) -> float:
+def eps_of(op: str, options: Options) -> float:
     value = options.get("eps")
     return DEFAULT_EPS[op] if value is None else float(value)
 
 
-def _out_dtype(inputs: Sequence[Any], options: Options) -> str:
+def out_dtype_of(inputs: Sequence[Any], options: Options) -> str:
     return str(as_dtype(options.get("out_dtype") or inputs[0].dtype))
 
 
 def _rms_arguments(inputs: Sequence[Any], options: Options, config: Any) -> tuple[Any, ...]:
     x, weight = inputs
-    return x, weight, _eps("rms_norm", options), _out_dtype(inputs, options), config
+    return x, weight, eps_of("rms_norm", options), out_dtype_of(inputs, options), config
 
 
 def _layer_arguments(inputs: Sequence[Any], options: Options, config: Any) -> tuple[Any, ...]:
     x, weight, bias = inputs
-    return x, weight, bias, _eps("layer_norm", options), _out_dtype(inputs, options), config
+    return x, weight, bias, eps_of("layer_norm", options), out_dtype_of(inputs, options), config
 
 
-_X = Operand("x", ("N", "H"))
-_WEIGHT = Operand("weight", ("H",), optional=True)
+X = Operand("x", ("N", "H"))
+WEIGHT = Operand("weight", ("H",), optional=True)
 _BIAS = Operand("bias", ("H",), optional=True)
 _Y = (Operand("y", ("N", "H")),)
-_DTYPES = ("bfloat16", "float16", "float32")
+DTYPES = ("bfloat16", "float16", "float32")
 
 RMS_NORM = Operator(
     name="rms_norm",
     summary="y[n, h] = x[n, h] / sqrt(mean_h(x[n, :]^2) + eps) * weight[h]",
-    inputs=(_X, _WEIGHT),
+    inputs=(X, WEIGHT),
     outputs=_Y,
     axis_order=("N", "H"),
-    dtypes=_DTYPES,
+    dtypes=DTYPES,
     flops=_rms_flops,
     roundings=1,
-    chain=_chain,
+    chain=chain,
     configure=_rms_configure,
-    reduced=_reduced,
+    reduced=reduced,
     kernel=rms_norm,
     arguments=_rms_arguments,
     limits=_rms_limits,
-    option_problems=_option_problems,
+    option_problems=option_problems,
     config_problems=_rms_config_problems,
 )
 
 LAYER_NORM = Operator(
     name="layer_norm",
     summary="y[n, h] = (x[n, h] - mean[n]) / sqrt(var[n] + eps) * weight[h] + bias[h]",
-    inputs=(_X, _WEIGHT, _BIAS),
+    inputs=(X, WEIGHT, _BIAS),
     outputs=_Y,
     axis_order=("N", "H"),
-    dtypes=_DTYPES,
+    dtypes=DTYPES,
     flops=_layer_flops,
     roundings=1,
-    chain=_chain,
+    chain=chain,
     configure=_layer_configure,
-    reduced=_reduced,
+    reduced=reduced,
     kernel=layer_norm,
     arguments=_layer_arguments,
     limits=_layer_limits,
-    option_problems=_option_problems,
+    option_problems=option_problems,
     config_problems=_layer_config_problems,
 )

@@ -148,10 +148,21 @@ def _norm_cases(op: str) -> Iterator[Case]:
                 yield _case(op, model, phase, layer, axes)
 
 
+def _norm_backward_cases(op: str) -> Iterator[Case]:
+    """The forward cases of a training step: no decoding."""
+    for case in _norm_cases(op.removesuffix("_backward")):
+        if "decode" not in case.tags:
+            yield Case(op, case.name, case.axes, case.tags)
+
+
 _CASES: dict[str, dict[str, Case]] = {
     "matmul": {case.name: case for case in _matmul_cases()},
     "rms_norm": {case.name: case for case in _norm_cases("rms_norm")},
     "layer_norm": {case.name: case for case in _norm_cases("layer_norm")},
+    "rms_norm_backward": {case.name: case for case in _norm_backward_cases("rms_norm_backward")},
+    "layer_norm_backward": {
+        case.name: case for case in _norm_backward_cases("layer_norm_backward")
+    },
 }
 
 #: What `python -m bench run <op>` times when no shape is named.
@@ -179,6 +190,20 @@ DEFAULTS: dict[str, tuple[str, ...]] = {
         "8192x2880",
         "minilm-l6:prefill:hidden",
         "16x4096",
+    ),
+    "rms_norm_backward": (
+        "4096x4096",
+        "2048x16384",
+        "8192x2880",
+        "128x4096",
+        "qwen3-8b:prefill:k-norm",
+    ),
+    "layer_norm_backward": (
+        "4096x4096",
+        "2048x16384",
+        "8192x2880",
+        "128x4096",
+        "minilm-l6:prefill:hidden",
     ),
 }
 

@@ -77,13 +77,15 @@ def take_rows(sources, tiles, row_tiles, index, config):
 
 
 def load_rows(x, start, stop, config):
-    """Return rows start .. stop - 1 of x [N, H] in SBUF, loaded piece by piece.
+    """Return rows start .. stop - 1 of x [N, H] in SBUF, the first of all piece by piece.
 
-    What reads the first piece starts while the others are on their way.
+    What reads the first piece starts while the others are on their way. Later rows are loaded ahead
+    and lose nothing by it, while each load costs its queue 0.6 us.
     """
     mode = nisa.dge_mode.hwdge if config.hwdge else nisa.dge_mode.unknown
-    tile = nl.ndarray((stop - start, x.shape[1]), dtype=x.dtype, buffer=nl.sbuf)
-    for left, right in spans(0, x.shape[1], config.piece):
+    size = x.shape[1]
+    tile = nl.ndarray((stop - start, size), dtype=x.dtype, buffer=nl.sbuf)
+    for left, right in spans(0, size, config.piece if start == 0 else size):
         nisa.dma_copy(dst=tile[:, left:right], src=x[start:stop, left:right], dge_mode=mode)
     return tile
 

@@ -1,0 +1,257 @@
+"""Gradients of layer normalization over the last axis."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import nki
+import nki.isa as nisa
+import nki.language as nl
+
+from nki_kernels.kernels.norm.column_sums import (
+    add_column_sums,
+    column_sums,
+    store_column_sums,
+    whole_blocks,
+)
+from nki_kernels.kernels.norm.moments import merge_moments
+from nki_kernels.kernels.norm.rows import (
+    accumulate_chunk,
+    broadcast_rows,
+    constant_column,
+    row_spans,
+    spans,
+)
+from nki_kernels.kernels.norm.steps import (
+    add_up,
+    load_chunk,
+    multiply_columns,
+    multiply_shared,
+    pipeline,
+    store_ready,
+)
+
+#: Steps between the stages. Without one, statistics, products, row sums and dx of neighbouring row
+#: tiles are one chain through all engines.
+_SLACK = 1
+
+#: Tiles of partial statistics in use at once: those being filled, those waiting for the slack, and
+#: those being merged.
+_TURNS = 2 + _SLACK
+
+
+@dataclass(frozen=True)
+class LayerNormBackwardConfig(nl.NKIObject):
+    """Tuning of layer_norm_backward. No field changes the mathematics.
+
+    Attributes:
+        chunk: columns per load, instruction and store, in whole blocks of the column sums.
+        pool: leading columns of each chunk whose products with the weight GpSimd forms. Rests on
+            GpSimd's assumed rate: 0 keeps it out.
+        vector_stats: leading columns of each chunk whose statistics Vector computes (bn_stats); the
+            rest go to Scalar in two passes, the second centred on the mean of the first.
+        ahead: chunks loaded before they are needed.
+        overlap: start a row tile before the one before it is through.
+        hwdge: load through the hardware descriptor engine (gen3 and later).
+    """
+
+    chunk: int
+    pool: int
+    vector_stats: int
+    ahead: int
+    overlap: bool
+    hwdge: bool
+
+
+@nki.jit
+def layer_norm_backward(dy, x, weight, eps, out_dtype, config):
+    """Gradients of y = s * r * weight + bias, s = x - mean_h(x), r = 1 / sqrt(mean_h(s^2) + eps).
+
+    g[n, h] = dy[n, h] * weight[h]
+    dx[n, h] = r[n] * (g[n, h] - mean_h(g[n, :]) - s[n, h] * r[n]^2 * mean_h(g[n, :] * s[n, :]))
+    dweight[h] = sum_n(dy[n, h] * s[n, h] * r[n]);  dbias[h] = sum_n(dy[n, h])
+
+    Dimensions:
+        N: rows, any. H: row length, bounded by SBUF (the operator's limit).
+
+    Args:
+        dy: [N, H] HBM, bfloat16 | float16 | float32.
+        x: [N, H] HBM, dtype of dy.
+        weight: [H] HBM, dtype of dy, or None for ones.
+        eps: added to the variance.
+        out_dtype: dtype of the results.
+        config: LayerNormBackwardConfig.
+
+    Returns:
+        dx [N, H], dweight [H] and dbias [H] HBM, out_dtype; everything is float32 until the one
+        rounding, and centred before it is multiplied.
+
+    Data flow: HBM -> SBUF [P, H] -> Scalar and Vector (statistics) -> Vector (s * dy), GpSimd
+        (products with the weight) -> PE (dweight, dbias) and Scalar (row sums, s's part of dx)
+        -> Vector (dx) -> HBM.
+    """
+    rows, size = x.shape
+    dx = nl.ndarray((rows, size), dtype=out_dtype, buffer=nl.shared_hbm)
+    dweight = nl.ndarray((size,), dtype=out_dtype, buffer=nl.shared_hbm)
+    dbias = nl.ndarray((size,), dtype=out_dtype, buffer=nl.shared_hbm)
+    cuts = spans(0, size, whole_blocks(config.chunk))
+    tiles = [{"rows": span, "x": [], "dy": [], "g": []} for span in row_spans(rows)]
+    epsilon = constant_column(eps)
+    ones = nl.ndarray((nl.tile_size.pmax, 1), dtype=dy.dtype, buffer=nl.sbuf)
+    nisa.memset(dst=ones, value=1.0)
+    sums = {"weight": column_sums(size), "bias": column_sums(size), "ones": ones}
+    places, turns = _statistics(cuts, config)
+    scale = None
+    ready = None
+    for step in pipeline(len(tiles), len(cuts), _SLACK, config):
+        if "load_x" in step:
+            tile, chunk = tiles[step["load_x"][0]], step["load_x"][1]
+            tile["x"].append(load_chunk(x, tile["rows"], cuts[chunk], config))
+        if "load_dy" in step:
+            tile, chunk = tiles[step["load_dy"][0]], step["load_dy"][1]
+            tile["dy"].append(load_chunk(dy, tile["rows"], cuts[chunk], config))
+            if scale is None:
+                # Behind what is needed first.
+                scale = broadcast_rows(weight, min(rows, nl.tile_size.pmax), config)
+        ready = store_ready(ready, config)
+        line = None
+        if "write" in step:
+            # Before what waits for other engines.
+            index, chunk = step["write"]
+            line = _line(tiles[index], chunk, size)
+        if "measure" in step:
+            index, chunk = step["measure"]
+            _measure(tiles[index], chunk, places[chunk], turns[index % _TURNS])
+        if "multiply" in step:
+            index, chunk = step["multiply"]
+            if chunk == 0:
+                # Only now: Vector would wait for Scalar's share of the statistics.
+                _merge(tiles[index], epsilon)
+            _multiply(tiles[index], chunk, cuts, scale, sums, index == 0, config)
+        if "write" in step:
+            index, chunk = step["write"]
+            ready = _write(dx, tiles[index], chunk, cuts, line)
+    store_ready(ready, config)
+    store_column_sums(dweight, sums["weight"])
+    store_column_sums(dbias, sums["bias"])
+    return dx, dweight, dbias
+
+
+def _statistics(cuts, config):
+    """Return where each chunk's partial statistics are, and tiles for them that take turns.
+
+    Per piece of bn_stats two triples (count, mean, var * count), and one for Scalar's columns. The
+    counts of those are written here, once and not per row tile.
+    """
+    places = []
+    width = 0
+    for left, right in cuts:
+        by_vector = min(config.vector_stats, right - left)
+        pieces = spans(0, by_vector, nl.tile_size.bn_stats_fmax)
+        places.append({"at": width, "pieces": pieces, "by_vector": by_vector})
+        width += 6 * len(pieces) + (3 if by_vector < right - left else 0)
+    turns = []
+    for _ in range(_TURNS):
+        stats = nl.ndarray((nl.tile_size.pmax, width), dtype=nl.float32, buffer=nl.sbuf)
+        for number in range(len(cuts)):
+            place, (left, right) = places[number], cuts[number]
+            if place["by_vector"] < right - left:
+                at = place["at"] + 6 * len(place["pieces"])
+                count = float(right - left - place["by_vector"])
+                nisa.memset(dst=stats[:, at : at + 1], value=count)
+        turns.append(stats)
+    return places, turns
+
+
+def _measure(tile, chunk, place, stats):
+    """Write the partial statistics of one chunk to its place in `stats`."""
+    columns = tile["x"][chunk]
+    rows, width = columns.shape
+    tile["stats"] = stats[0:rows, :]
+    at, by_vector = place["at"], place["by_vector"]
+    for left, right in place["pieces"]:
+        nisa.bn_stats(dst=stats[0:rows, at : at + 6], data=columns[:, left:right])
+        at += 6
+    if by_vector < width:
+        rest = columns[:, by_vector:width]
+        mean, deviations = stats[0:rows, at + 1 : at + 2], stats[0:rows, at + 2 : at + 3]
+        accumulate_chunk(nl.copy, rest, mean, True, scale=1.0 / (width - by_vector))
+        # (mean - x)^2: the sign is free, and the mean is a bias as it stands.
+        accumulate_chunk(nl.square, rest, deviations, True, scale=-1.0, bias=mean)
+
+
+def _merge(tile, epsilon):
+    """Mean and 1 / sqrt(var + eps) of the rows of a tile."""
+    tile["mean"], tile["factor"] = merge_moments(tile["stats"], epsilon)
+
+
+def _multiply(tile, chunk, cuts, scale, sums, first, config):
+    """Add one chunk to the column sums, and sum g and g * (x - mean) along the rows."""
+    left, right = cuts[chunk]
+    columns, slope = tile["x"][chunk], tile["dy"][chunk]
+    rows = columns.shape[0]
+    terms = nl.ndarray(columns.shape, dtype=nl.float32, buffer=nl.sbuf)
+    nisa.scalar_tensor_tensor(
+        dst=terms,
+        data=columns,
+        op0=nl.subtract,
+        operand0=tile["mean"],
+        op1=nl.multiply,
+        operand1=slope,
+    )
+    add_column_sums(sums["weight"], terms, left, tile["factor"], first)
+    add_column_sums(sums["bias"], slope, left, sums["ones"][0:rows, :], first)
+    weighted, slopes = terms, slope
+    if scale is not None:
+        slopes = multiply_shared(slope, scale[0:rows, left:right], config)
+        weighted = multiply_shared(terms, scale[0:rows, left:right], config)
+    tile["dy"][chunk] = None
+    tile["g"].append(slopes)
+    if chunk == 0:
+        tile["sum_g"] = nl.ndarray((rows, len(cuts)), dtype=nl.float32, buffer=nl.sbuf)
+        tile["sum_gs"] = nl.ndarray((rows, len(cuts)), dtype=nl.float32, buffer=nl.sbuf)
+    accumulate_chunk(nl.copy, slopes, tile["sum_g"][:, chunk : chunk + 1], True)
+    accumulate_chunk(nl.copy, weighted, tile["sum_gs"][:, chunk : chunk + 1], True)
+
+
+def _line(tile, chunk, size):
+    """Return the part of dx = r * g + slope * x + offset behind the first sign, in float32.
+
+    slope = -r^3 * mean_h(g * s);  offset = -r * mean_h(g) - slope * mean
+    """
+    x, mean, factor = tile["x"][chunk], tile["mean"], tile["factor"]
+    if chunk == 0:
+        slope = nl.ndarray(factor.shape, dtype=nl.float32, buffer=nl.sbuf)
+        offset = nl.ndarray(factor.shape, dtype=nl.float32, buffer=nl.sbuf)
+        # From the left: r^3 alone may overflow.
+        multiply_columns(slope, add_up(tile["sum_gs"]), -1.0 / size, factor)
+        multiply_columns(slope, slope, factor, factor)
+        multiply_columns(offset, add_up(tile["sum_g"]), -1.0 / size, factor)
+        nisa.scalar_tensor_tensor(
+            dst=offset,
+            data=slope,
+            op0=nl.multiply,
+            operand0=mean,
+            op1=nl.subtract,
+            operand1=offset,
+            reverse1=True,
+        )
+        tile["slope"], tile["offset"] = slope, offset
+    line = nl.ndarray(x.shape, dtype=nl.float32, buffer=nl.sbuf)
+    nisa.activation(dst=line, op=nl.copy, data=x, scale=tile["slope"], bias=tile["offset"])
+    return line
+
+
+def _write(dx, tile, chunk, cuts, line):
+    """Form one chunk of dx; return where it belongs, and the chunk."""
+    (start, stop), (left, right) = tile["rows"], cuts[chunk]
+    result = nl.ndarray(line.shape, dtype=dx.dtype, buffer=nl.sbuf)
+    nisa.scalar_tensor_tensor(
+        dst=result,
+        data=tile["g"][chunk],
+        op0=nl.multiply,
+        operand0=tile["factor"],
+        op1=nl.add,
+        operand1=line,
+    )
+    return dx[start:stop, left:right], result

@@ -1,0 +1,180 @@
+"""Gradients of root-mean-square normalization over the last axis."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import nki
+import nki.isa as nisa
+import nki.language as nl
+
+from nki_kernels.kernels.norm.column_sums import (
+    add_column_sums,
+    column_sums,
+    store_column_sums,
+    whole_blocks,
+)
+from nki_kernels.kernels.norm.rows import (
+    accumulate_chunk,
+    broadcast_rows,
+    constant_column,
+    row_spans,
+    spans,
+)
+from nki_kernels.kernels.norm.steps import (
+    add_up,
+    load_chunk,
+    multiply_columns,
+    multiply_shared,
+    pipeline,
+    store_ready,
+)
+
+#: Steps between the stages: the row sums are ready when Vector and GpSimd are, and chunks of 4096
+#: columns are worth more than room for one more (model: 395 against 436 us at [4096, 4096]).
+_SLACK = 0
+
+
+@dataclass(frozen=True)
+class RmsNormBackwardConfig(nl.NKIObject):
+    """Tuning of rms_norm_backward. No field changes the mathematics.
+
+    Attributes:
+        chunk: columns per load, instruction and store, in whole blocks of the column sums.
+        pool: leading columns of each chunk whose products GpSimd forms. Rests on GpSimd's assumed
+            rate: 0 keeps it out.
+        ahead: chunks loaded before they are needed.
+        overlap: start a row tile before the one before it is through.
+        hwdge: load through the hardware descriptor engine (gen3 and later).
+    """
+
+    chunk: int
+    pool: int
+    ahead: int
+    overlap: bool
+    hwdge: bool
+
+
+@nki.jit
+def rms_norm_backward(dy, x, weight, eps, out_dtype, config):
+    """Gradients of y[n, h] = x[n, h] * r[n] * weight[h], r[n] = 1 / sqrt(mean_h(x[n, :]^2) + eps).
+
+    dx[n, h] = r[n] * dy[n, h] * weight[h] - x[n, h] * r[n]^2 * m[n]
+    m[n] = r[n] * mean_h(dy[n, :] * weight * x[n, :])
+    dweight[h] = sum_n(dy[n, h] * x[n, h] * r[n])
+
+    Dimensions:
+        N: rows, any. H: row length, bounded by SBUF (the operator's limit).
+
+    Args:
+        dy: [N, H] HBM, bfloat16 | float16 | float32.
+        x: [N, H] HBM, dtype of dy.
+        weight: [H] HBM, dtype of dy, or None for ones.
+        eps: added to the mean square.
+        out_dtype: dtype of the results.
+        config: RmsNormBackwardConfig.
+
+    Returns:
+        dx [N, H] and dweight [H] HBM, out_dtype; everything is float32 until the one rounding.
+
+    Data flow: HBM -> SBUF [P, H] -> Scalar (r), Vector and GpSimd (dy * x, times weight) -> PE
+        (dweight) and Scalar (m) -> Vector (dx) -> HBM.
+    Limits: Vector and GpSimd together: four two-input passes, each 1.04 ns per column and row tile
+        on Vector and, for the two that GpSimd can run, 1.67 there. Balanced that is 2.57 ns, where
+        DMA needs 2.09, Scalar 1.67 and PE 1.67 (float32 weights).
+    """
+    rows, size = x.shape
+    dx = nl.ndarray((rows, size), dtype=out_dtype, buffer=nl.shared_hbm)
+    dweight = nl.ndarray((size,), dtype=out_dtype, buffer=nl.shared_hbm)
+    cuts = spans(0, size, whole_blocks(config.chunk))
+    tiles = [{"rows": span, "x": [], "dy": []} for span in row_spans(rows)]
+    sums = column_sums(size)
+    epsilon = constant_column(eps)
+    scale = None
+    ready = None
+    for step in pipeline(len(tiles), len(cuts), _SLACK, config):
+        if "load_x" in step:
+            tile, chunk = tiles[step["load_x"][0]], step["load_x"][1]
+            tile["x"].append(load_chunk(x, tile["rows"], cuts[chunk], config))
+        if "load_dy" in step:
+            tile, chunk = tiles[step["load_dy"][0]], step["load_dy"][1]
+            tile["dy"].append(load_chunk(dy, tile["rows"], cuts[chunk], config))
+            if scale is None:
+                # Behind what is needed first.
+                scale = broadcast_rows(weight, min(rows, nl.tile_size.pmax), config)
+        ready = store_ready(ready, config)
+        if "measure" in step:
+            index, chunk = step["measure"]
+            _measure(tiles[index], chunk, cuts, size, epsilon)
+        if "multiply" in step:
+            index, chunk = step["multiply"]
+            _multiply(tiles[index], chunk, cuts, scale, sums, index == 0, config)
+        if "write" in step:
+            index, chunk = step["write"]
+            ready = _write(dx, tiles[index], chunk, cuts, scale)
+    store_ready(ready, config)
+    store_column_sums(dweight, sums)
+    return dx, dweight
+
+
+def _measure(tile, chunk, cuts, size, epsilon):
+    """Sum the squares of one chunk; behind the last one, r = 1 / sqrt(mean(x^2) + eps)."""
+    columns = tile["x"][chunk]
+    rows = columns.shape[0]
+    if chunk == 0:
+        tile["squares"] = nl.ndarray((rows, len(cuts)), dtype=nl.float32, buffer=nl.sbuf)
+    accumulate_chunk(nl.square, columns, tile["squares"][:, chunk : chunk + 1], True)
+    if chunk == len(cuts) - 1:
+        factor = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
+        total, bias = add_up(tile["squares"]), epsilon[0:rows, :]
+        nisa.activation(dst=factor, op=nl.rsqrt, data=total, scale=1.0 / size, bias=bias)
+        tile["factor"] = factor
+
+
+def _multiply(tile, chunk, cuts, scale, sums, first, config):
+    """Add dy * x * r of one chunk to the column sums, and sum dy * x * weight along the rows."""
+    left, right = cuts[chunk]
+    columns = tile["x"][chunk]
+    rows = columns.shape[0]
+    terms = multiply_shared(tile["dy"][chunk], columns, config)
+    add_column_sums(sums, terms, left, tile["factor"], first)
+    if chunk == 0:
+        tile["inner"] = nl.ndarray((rows, len(cuts)), dtype=nl.float32, buffer=nl.sbuf)
+    weighted = terms
+    if scale is not None:
+        weighted = multiply_shared(terms, scale[0:rows, left:right], config)
+    accumulate_chunk(nl.copy, weighted, tile["inner"][:, chunk : chunk + 1], True)
+
+
+def _write(dx, tile, chunk, cuts, scale):
+    """Form one chunk of dx; return where it belongs, and the chunk."""
+    (start, stop), (left, right) = tile["rows"], cuts[chunk]
+    dy, x, factor = tile["dy"][chunk], tile["x"][chunk], tile["factor"]
+    if chunk == 0:
+        # -r^3 * inner / size, from the left: r^3 alone may overflow.
+        slope = nl.ndarray(factor.shape, dtype=nl.float32, buffer=nl.sbuf)
+        multiply_columns(slope, add_up(tile["inner"]), -1.0 / dx.shape[1], factor)
+        multiply_columns(slope, slope, factor, factor)
+        tile["slope"] = slope
+    scaled = nl.ndarray(x.shape, dtype=nl.float32, buffer=nl.sbuf)
+    if scale is None:
+        nisa.activation(dst=scaled, op=nl.copy, data=dy, scale=factor)
+    else:
+        nisa.scalar_tensor_tensor(
+            dst=scaled,
+            data=dy,
+            op0=nl.multiply,
+            operand0=factor,
+            op1=nl.multiply,
+            operand1=scale[0 : stop - start, left:right],
+        )
+    result = nl.ndarray(x.shape, dtype=dx.dtype, buffer=nl.sbuf)
+    nisa.scalar_tensor_tensor(
+        dst=result,
+        data=x,
+        op0=nl.multiply,
+        operand0=tile["slope"],
+        op1=nl.add,
+        operand1=scaled,
+    )
+    return dx[start:stop, left:right], result
