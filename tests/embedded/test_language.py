@@ -206,9 +206,17 @@ def test_tokens_are_no_functions(name):
 
 @pytest.mark.parametrize("call", [
     lambda: nl.ndarray((1, 1), nl.float32), lambda: nisa.iota(None, [[1, 1]]),
-    lambda: nl.tile_size.pmax, nisa.register_alloc, nl.program_id,
+    nisa.register_alloc, nl.program_id,
     lambda: nl.fori_loop(0, 1, lambda i: None), lambda: nl.zeros((1, 1), nl.float32),
 ])  # fmt: skip
 def test_calls_outside_a_kernel_say_so(call):
     with pytest.raises(KernelError, match="outside a kernel: NKI calls need a running kernel"):
         call()
+
+
+@pytest.mark.parametrize(("target", "bytes_"), [("trn1", 192 * 1024), ("trn2", 192 * 1024),
+                                                ("trn3", 256 * 1024)])  # fmt: skip
+def test_outside_a_kernel_sizes_are_those_of_the_environments_target(monkeypatch, target, bytes_):
+    monkeypatch.setenv("NEURON_PLATFORM_TARGET_OVERRIDE", target)
+    assert nl.tile_size.pmax == 128
+    assert nl.tile_size.sbuf_size_bytes == 128 * bytes_

@@ -7,10 +7,13 @@ from typing import Any
 
 from nki import isa
 
+from nki_kernels.hardware import spec_for
 from nki_kernels.hardware.spec import CoreSpec
+from nki_kernels.machine import core
 from nki_kernels.machine.core import current
 from nki_kernels.machine.dtypes import uint8
 from nki_kernels.machine.errors import RuleViolation, ShapeError
+from nki_kernels.machine.launch import current_target
 from nki_kernels.machine.operators import OPS
 from nki_kernels.machine.tensor import DynamicSlice, MemoryRegion, NKIObject, NkiTensor
 
@@ -188,11 +191,16 @@ def device_print(print_prefix: str, tensor: NkiTensor) -> None:
 
 
 class _TileSize(NKIObject):
-    """Sizes of the target in force; read them inside a kernel, never as literals."""
+    """Sizes of the target in force; read them inside a kernel, never as literals.
+
+    Outside a kernel, where published modules read constants from it as they are imported, the
+    target is the environment's; a launch for another one does not change what was read.
+    """
 
     @property
     def _spec(self) -> CoreSpec:
-        return current("nl.tile_size").spec
+        run = core._CURRENT.get()
+        return spec_for(current_target()) if run is None else run.spec
 
     @property
     def pmax(self) -> int:
