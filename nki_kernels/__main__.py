@@ -119,7 +119,7 @@ def add_conformance(commands: Subparsers) -> None:
         "conformance",
         help="run AWS's kernel library on the embedded NKI, against its own references",
         description="Run the test files of a checkout of aws-neuron/nki-library, each kernel on "
-        "the embedded NKI against the reference of its own test (needs the extra `test`). Exit "
+        "the embedded NKI against the reference of its own test (needs the extra `conformance`). Exit "
         "code 0 if every entry matches.",
     )
     parser.add_argument("path", help="the checkout")

@@ -136,11 +136,11 @@ def _problem(library: Path) -> str:
         return f"no src/nkilib_src and {TESTS.as_posix()} in {library}"
     missing = [
         name
-        for name in ("torch", "pytest", "typing_extensions")
+        for name in ("torch", "pytest", "scipy", "typing_extensions")
         if importlib.util.find_spec(name) is None
     ]
     if missing:
-        return f"{', '.join(missing)} not installed (pip install 'nki-kernels[test]')"
+        return f"{', '.join(missing)} not installed (pip install 'nki-kernels[conformance]')"
     return ""
 
 
