@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 #: A profile, its record, or the path of a record that `Profile.save` wrote.
 Source: TypeAlias = "Profile | Mapping[str, Any] | str | Path"
 _LINES = 10
+_SAME_US = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +112,8 @@ def _lines(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[float, f
         )
         for function, text in sums[0] | sums[1]
     }
-    differing = {name: pair for name, pair in changes.items() if pair[0] != pair[1]}
+    # To the picosecond: the same time summed from another start is another float.
+    differing = {name: pair for name, pair in changes.items() if abs(pair[1] - pair[0]) >= _SAME_US}
     return dict(
         sorted(differing.items(), key=lambda item: (-abs(item[1][1] - item[1][0]), item[0]))
     )
