@@ -174,6 +174,11 @@ def test_event():
     )
 
 
+def test_gpsimd_has_it_without_reductions():
+    found = event(act(engine=nisa.engine.gpsimd), target="trn3")
+    assert (found.engine, found.hidden_reads, found.hidden_writes) == (nisa.engine.gpsimd, (), ())
+
+
 def pairs(op0, op1, **options):
     return act(S(2, 3), nl.exp, S(2, 3), 2.0, 1.0, op0, op1, **options)
 
@@ -202,6 +207,9 @@ RULES = [
     Rule("its operator", act(reduce_op=nl.abs_max), act(reduce_op=nl.multiply),
          ("reduce_op=nl.multiply", "nl.abs_min")),
     Rule("its result", act(reduce_res=S(2, 1)), act(reduce_res=1.0), ("reduce_res=1.0",)),
+    Rule("no reduction on gpsimd", act(engine=nisa.engine.gpsimd),
+         act(engine=nisa.engine.gpsimd, reduce_op=nl.add, reduce_cmd=R.reset_reduce),
+         ("a reduction with engine=gpsimd",)),
     Rule("a float result", act(reduce_res=BF16), act(reduce_res=S(2, 1, dtype=nl.int32)),
          ("reduce_res is int32",)),
 ]  # fmt: skip

@@ -23,6 +23,7 @@ from tests.embedded.harness import (
     columns,
     data,
     event,
+    refused,
     rows,
     same,
     sb,
@@ -347,3 +348,26 @@ def test_the_accumulator_is_hidden_state_in_the_event(command, res, reads, write
     assert found.work.reduces is (command in (CMD.reduce, CMD.reset_reduce))
     assert found.work.reads_accumulator is res
     assert len(found.writes) == 1 + res
+
+
+def test_gpsimd_activates_from_gen4():
+    def call(y):
+        x, dst = tile(y), sb(2, 3)
+        nisa.activation(dst, nl.square, x, bias=1.0, scale=2.0, engine=nisa.engine.gpsimd)
+        return dst
+
+    x = np.arange(6, dtype=F32).reshape(2, 3)
+    same(values(call, x, target="trn3"), (2 * x + 1) ** 2)
+    found = event(lambda: nisa.activation(sb(2, 3), nl.exp, sb(2, 3), engine=nisa.engine.gpsimd),
+                  target="trn3")  # fmt: skip
+    assert (found.engine, found.hidden_reads, found.hidden_writes) == (nisa.engine.gpsimd, (), ())
+
+
+@pytest.mark.parametrize(("target", "options", "says"), [
+    ("toy", {}, "engine=gpsimd on toy; it needs gen4"),
+    ("trn3", {"reduce_op": nl.add, "reduce_cmd": nisa.reduce_cmd.reset_reduce}, "accumulators"),
+    ("trn3", {"engine": nisa.engine.vector}, "engine=vector; activation runs on scalar, gpsimd"),
+])  # fmt: skip
+def test_engines_that_cannot(target, options, says):
+    asked = {"engine": nisa.engine.gpsimd, **options}
+    refused(lambda: nisa.activation(sb(2, 3), nl.exp, sb(2, 3), **asked), says, target=target)

@@ -24,7 +24,11 @@ API = json.loads(DATA.read_text(encoding="utf-8"))["modules"]
 #: Published names that do not exist here yet. Whoever adds one takes it off.
 MISSING = {"nki.collectives": set(API["nki.collectives"])}
 #: Parameters of NKI 0.7 that follow the published ones of 0.6.
-APPENDED: dict[str, list[str]] = {"nki.language.empty_like": ["transpose_axes", "address"]}
+APPENDED: dict[str, list[str]] = {
+    "nki.language.empty_like": ["transpose_axes", "address"],
+    "nki.isa.activation": ["engine"],
+    "nki.isa.activate2": ["engine"],
+}
 
 
 def module(name: str) -> Any:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from nki.isa.activation import hidden
+from nki.isa.activation import ScalarOrGpSimd, hidden
 from nki.isa.alu import NumberOrVector, fold_onto, kernel_of, pair, per_partition
 from nki.isa.enums import reduce_cmd as commands
 
@@ -118,7 +118,7 @@ class _Reduction(Rule):
 
 
 @instruction(
-    engines=(Engine.scalar,),
+    engines=(Engine.scalar, Engine.gpsimd),
     reads=("data", "imm0", "imm1", "relu_param"),
     writes=("dst", "reduce_res"),
     rules=(
@@ -134,6 +134,7 @@ class _Reduction(Rule):
         _Stages(),
         _Immediates(),
         _Reduction(),
+        ScalarOrGpSimd(),
     ),
     cost=work.stream(
         "activate2", data=("data",), vectors=("imm0", "imm1", "relu_param"), function="op"
@@ -157,6 +158,7 @@ def activate2(  # noqa: PLR0913  (the published signature)
     reduce_res: Any = None,
     reduce_cmd: commands = commands.idle,
     name: str | None = None,
+    engine: Engine = Engine.scalar,
 ) -> None:
     """dst[p, f] = op((data[p, f] op0 imm0[p]) op1 imm1[p]) in float32, one rounding on the write.
 
@@ -164,7 +166,7 @@ def activate2(  # noqa: PLR0913  (the published signature)
     other functions ignore relu_param. The accumulator of each partition, shared with activation,
     is set to the identity of reduce_op (reset, reset_reduce) and takes the activated values before
     they are rounded, from left to right: acc = reduce_op(acc, value) (reduce, reset_reduce).
-    reduce_res, if given, receives it afterwards, also with idle.
+    reduce_res, if given, receives it afterwards, also with idle. `engine` is of NKI 0.7.
     """
     run = ctx.run
     values = float_values(data, run, "a")

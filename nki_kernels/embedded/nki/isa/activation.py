@@ -76,8 +76,32 @@ class _ActivationOperands(Rule):
         return "`op` an activation; `scale` a number or float32 [P, 1]; `reduce_op` nl.add"
 
 
+@dataclass(frozen=True)
+class ScalarOrGpSimd(Rule):
+    """GpSimd activates from gen4 on (NKI 0.7), without an accumulator."""
+
+    def problem(self, ops: Operands) -> str | None:
+        """Return what is wrong, or None."""
+        if ops.engine is not Engine.gpsimd:
+            return None
+        if ops.spec.generation < 4:
+            return f"engine=gpsimd on {ops.spec.name}; it needs gen4: use the scalar engine"
+        idle = ops["reduce_cmd"] is reduce_commands.idle
+        if not idle or ops["reduce_res"] is not None or ops["reduce_op"] is not None:
+            return (
+                "a reduction with engine=gpsimd; only the scalar engine has accumulators: use it, "
+                "or reduce the result with tensor_reduce"
+            )
+        return None
+
+    def __str__(self) -> str:
+        return "GpSimd from gen4, without a reduction"
+
+
 def hidden(ops: Operands) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the hidden state read and written: always the table, else as the command says."""
+    if ops.engine is Engine.gpsimd:
+        return (), ()
     command = getattr(ops.values.get("reduce_cmd"), "name", "reset_reduce")
     reads = ["act_table"]
     if command == "reduce" or (command == "idle" and ops.tensor("reduce_res") is not None):
@@ -98,10 +122,10 @@ _RULES: tuple[Rule, ...] = (
 
 
 @instruction(
-    engines=(Engine.scalar,),
+    engines=(Engine.scalar, Engine.gpsimd),
     reads=("data", "bias", "scale"),
     writes=("dst", "reduce_res"),
-    rules=_RULES,
+    rules=(*_RULES, ScalarOrGpSimd()),
     cost=work.stream("activation", data=("data",), vectors=("bias", "scale"), function="op"),
     hidden=hidden,
     source="nki.isa.activation; cost: max(64, N) cycles, +64 to read the accumulator (NKI 2.26)",
@@ -117,12 +141,14 @@ def activation(
     reduce_res: Any = None,
     reduce_cmd: reduce_commands = reduce_commands.idle,
     name: str | None = None,
+    engine: Engine = Engine.scalar,
 ) -> None:
     """dst[p, f] = op(data[p, f] * scale[p] + bias[p]) in float32, one rounding on the write.
 
     reduce_cmd: reset clears the accumulator of each partition, reduce adds the row sum of the
     activated values (before rounding to dst: the documents say only "activated data"), reset_reduce
-    does both. reduce_res, if given, receives the accumulator afterwards, also with idle.
+    does both. reduce_res, if given, receives the accumulator afterwards, also with idle. `engine`
+    is of NKI 0.7.
     """
     values = _activate(ctx.run, dst, op, data, bias, scale)
     if reduce_cmd is not reduce_commands.idle or reduce_res is not None:
