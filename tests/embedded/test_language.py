@@ -214,7 +214,7 @@ def test_calls_outside_a_kernel_say_so(call):
         call()
 
 
-@pytest.mark.parametrize(("target", "bytes_"), [("trn1", 192 * 1024), ("trn2", 192 * 1024),
+@pytest.mark.parametrize(("target", "bytes_"), [("trn1", 192 * 1024), ("trn2", 224 * 1024),
                                                 ("trn3", 256 * 1024)])  # fmt: skip
 def test_outside_a_kernel_sizes_are_those_of_the_environments_target(monkeypatch, target, bytes_):
     monkeypatch.setenv("NEURON_PLATFORM_TARGET_OVERRIDE", target)
