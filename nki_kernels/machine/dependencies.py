@@ -258,12 +258,16 @@ class Dependencies:
             each is ``4 * event + wait`` (`split` takes it apart).
         banks: per event of Vector or Scalar that touches PSUM, keys of the banks it touches.
         looks: box comparisons and neighbour visits made, the measure of the work done.
+
+    With `ordered` False no queue is taken to run in order: every wait is an edge of its own, for a
+    reader that moves instructions.
     """
 
-    def __init__(self, trace: Trace, placement: Placement | None) -> None:
+    def __init__(self, trace: Trace, placement: Placement | None, *, ordered: bool = True) -> None:
         self.edges: list[tuple[int, ...]] = []
         self.banks: dict[int, tuple[int, ...]] = {}
         self.looks = 0
+        self._ordered = ordered
         self._bank_bytes = trace.spec.psum_bank_bytes
         self._engines = [event.engine for event in trace.events]
         self._cores = 1 + max((event.core for event in trace.events), default=0)
@@ -323,7 +327,8 @@ class Dependencies:
             node = boxes.nodes[pattern]
         engine = event.engine
         # The array writes PSUM in order and adds in place: it never waits for itself.
-        itself = engine if engine is Engine.tensor and tile.memory == "psum" else None
+        in_place = self._ordered and engine is Engine.tensor and tile.memory == "psum"
+        itself = engine if in_place else None
         nodes = node.near or (node,)
         self.looks += len(nodes)
         for near in nodes:
@@ -353,7 +358,7 @@ class Dependencies:
     def _read(self, number: int, engine: Engine, node: _Node) -> None:
         """Remember a reader; of an in-order engine only its last."""
         others = node.readers
-        if others and engine is not Engine.dma:
+        if others and engine is not Engine.dma and self._ordered:
             others = tuple([r for r in others if self._engines[r] is not engine])
         node.readers = (*others, number)
 
@@ -368,7 +373,7 @@ class Dependencies:
         An engine does not wait to overwrite what it read itself: it reads in order.
         """
         producer = self._engines[event]
-        if producer is Engine.dma:
+        if producer is Engine.dma or not self._ordered:
             self._found[-1 - event * 4 - wait] = event
         elif producer is not engine or not wait & 1:
             key = producer * 4 + wait
@@ -378,7 +383,7 @@ class Dependencies:
     def _reuse(self, tile: int, port: int, engine: Engine) -> None:
         """Wait for the tiles whose memory this one reuses; once per queue: starts are in order."""
         others = self._aliases.get(tile, ())
-        if (tile, port) not in self._gated:
+        if (tile, port) not in self._gated or not self._ordered:
             self._gated.add((tile, port))
             others = (*self._before.get(tile, ()), *others)
         for other in others:
@@ -391,7 +396,8 @@ class Dependencies:
                 self._want(event, Wait.reuse_read, engine)
 
     def _record_uses(self, number: int, event: Event) -> None:
-        key = -1 - number if event.engine is Engine.dma else int(event.engine)
+        apart = event.engine is Engine.dma or not self._ordered
+        key = -1 - number if apart else int(event.engine)
         for accesses, writes in ((event.reads, False), (event.writes, True)):
             for access in accesses:
                 tile = access.tile.id

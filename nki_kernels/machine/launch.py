@@ -19,7 +19,7 @@ from nki_kernels.machine.checks import findings
 from nki_kernels.machine.core import Run
 from nki_kernels.machine.cores import Team
 from nki_kernels.machine.dtypes import Array
-from nki_kernels.machine.errors import DoesNotFit, KernelError
+from nki_kernels.machine.errors import DoesNotFit, KernelError, OptionError
 from nki_kernels.machine.layout import is_int
 from nki_kernels.machine.options import Options, default_options
 from nki_kernels.machine.placement import Placement, place
@@ -51,15 +51,28 @@ class Launch:
     outputs: tuple[Array | None, ...]
     trace: Trace
     placement: Placement | None
-    _timeline: Timeline | None = field(default=None, repr=False)
+    _timelines: dict[int, Timeline] = field(default_factory=dict, repr=False)
 
-    def time(self) -> Timeline:
-        """Return the modelled timeline (unvalidated), computed once."""
+    def time(self, window: int = 0) -> Timeline:
+        """Return the modelled timeline (unvalidated), computed once.
+
+        Args:
+            window: 0 keeps program order; else how many instructions of a queue a compiler that
+                reorders looks at (see `machine.reorder`; 16 mimics neuronx-cc).
+
+        Raises:
+            OptionError: no such window.
+        """
+        from nki_kernels.machine.reorder import reorder, window_problem
         from nki_kernels.machine.scheduler import schedule
 
-        if self._timeline is None:
-            self._timeline = schedule(self.trace, self.placement)
-        return self._timeline
+        problem = window_problem(window)
+        if problem:
+            raise OptionError(problem)
+        if window not in self._timelines:
+            trace = reorder(self.trace, self.placement, window)
+            self._timelines[window] = schedule(trace, self.placement)
+        return self._timelines[window]
 
 
 def current_target() -> str:
