@@ -50,6 +50,19 @@ def two_cores_kernel(x):
 
 
 @nki.jit
+def trickle(x, rounds):
+    """The rows of x one by one in one queue: its triggers take all the time."""
+    out = nl.ndarray((1, x.shape[1]), dtype=x.dtype, buffer=nl.shared_hbm)
+    for _ in range(rounds):
+        tile = nl.ndarray((1, x.shape[1]), dtype=x.dtype, buffer=nl.sbuf)
+        nisa.dma_copy(
+            dst=tile, src=x[0:1, :], dge_mode=nisa.dge_mode.hwdge, engine=nisa.engine.sync
+        )
+    nisa.dma_copy(dst=out, src=tile)
+    return out
+
+
+@nki.jit
 def empty(x):
     """Nothing to do."""
 

@@ -14,7 +14,7 @@ import nki_kernels
 from nki_kernels.machine.errors import OptionError
 from nki_kernels.profiler import Profile, diff, session
 from tests.profiler import browser as chromium
-from tests.profiler.kernels import many, two_cores_kernel
+from tests.profiler.kernels import many, trickle, two_cores_kernel
 from tests.profiler.mlp import mlp
 
 
@@ -202,12 +202,16 @@ def test_a_report_of_two_cores_says_which(two_cores):
     [
         ("reloaded input", "Memory-bound: "),
         ("unused partitions", "Compute-bound: tensor is active"),
-        ("tiny DMAs", "Bound by DMA, not by bandwidth: dma is active"),
+        ("trickle", "Bound by DMA, not by bandwidth: dma is active"),
         ("single buffering", "Neither compute- nor memory-bound: "),
     ],
 )
 def test_the_verdict_uses_awss_thresholds(fault, says):
-    profile = profiled(fault, 8192)
+    if fault == "trickle":
+        x = nki_kernels.Abstract((1, 64), "bfloat16")
+        profile = nki_kernels.profile(trickle, x, 400, target="trn2")
+    else:
+        profile = profiled(fault, 4096)
     assert profile.verdict.startswith(says)
     inside = 100 * profile.timeline.busy_ns[profile.timeline.limiting_engine]
     good = inside / profile.timeline.makespan_ns >= 90
