@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from nki_kernels.hardware.spec import Engine
-from nki_kernels.machine.core import Run
+from nki_kernels.machine.core import Run, write_values
 from nki_kernels.machine.crew import Crew
 from nki_kernels.machine.dtypes import Array
 from nki_kernels.machine.errors import KernelError, NkiKernelsError
@@ -152,6 +152,8 @@ class Team:
 
     def note(self, event: Event, rank: int, views: Iterable[NkiTensor]) -> None:
         """Remember what an event wrote to shared HBM: two cores may write the same."""
+        if len(self.ranks[rank]) == 1:
+            return
         shared = [v for v in views if v.mem.tile.shared and v.dynamic is None]
         if shared and not any(v.mem.abstract for v in shared):
             self.digests[rank][event.seq] = hash(
@@ -212,6 +214,17 @@ def taken(view: NkiTensor) -> Array | None:
     if view.mem.abstract or view.dynamic is not None:
         return None
     return view.mem.bits(view.region).copy()
+
+
+def put_rounded(view: NkiTensor, values: Array | None) -> None:
+    """Write float32 values (None: unknown ones), rounded once."""
+    if values is None or (view.mem.abstract and not view.mem.covers(view.region)):
+        put(view, None)
+        return
+    view.mem.touch()
+    view.mem.abstract = False
+    write_values(view, values)
+    view.mem.mark(view.region)
 
 
 def put(view: NkiTensor, bits: Array | None) -> None:

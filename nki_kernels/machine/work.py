@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias
 
 from nki_kernels.hardware.spec import CoreSpec, Engine
@@ -219,6 +219,32 @@ def sendrecv(ops: Operands) -> DmaWork:
         hbm_read_bytes=0,
         hbm_write_bytes=0,
         itemsize=wire,
+    )
+
+
+def collective(
+    srcs: Sequence[NkiTensor], dsts: Sequence[NkiTensor], spec: CoreSpec, cores: int
+) -> DmaWork:
+    """Cost of a collective on this rank: its sources read and its destinations written.
+
+    The links between ranks and the wait for the others are not modelled. `cores` share the bytes.
+    """
+    moved = sum(v.size * v.dtype.itemsize for v in dsts) // cores
+    read = sum(v.size * v.dtype.itemsize for v in srcs) // cores
+    chip = dsts[0].on_chip
+    run = min(contiguous_run(v) * v.dtype.itemsize for v in dsts)
+    size = min(run, spec.dma.max_descriptor_bytes)
+    return DmaWork(
+        kind="copy",
+        nbytes=max(1, moved),
+        src="sbuf" if chip else "hbm",
+        dst="sbuf" if chip else "hbm",
+        descriptors=_spread(max(1, -(-moved // size)), size, spec),
+        queue=Engine.sync,
+        mode="static",
+        hbm_read_bytes=0 if chip else read,
+        hbm_write_bytes=0 if chip else moved,
+        itemsize=dsts[0].dtype.itemsize,
     )
 
 

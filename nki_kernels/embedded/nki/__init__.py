@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nki import isa, language, typing
+from nki import collectives, isa, language, typing
 from nki._absent import absent
 
 from nki_kernels.machine.launch import Kernel, jit, simulate
 
 __version__ = "0.6.0+embedded"
-__all__ = ["Kernel", "isa", "jit", "language", "simulate", "typing"]
+__all__ = ["Kernel", "collectives", "isa", "jit", "language", "simulate", "typing"]
 
 if not TYPE_CHECKING:
     __getattr__ = absent(__name__, __all__)
