@@ -18,6 +18,7 @@ from nki_kernels.machine import core, describe
 from nki_kernels.machine.access_rules import PartlyRead, Parts, TensorIndirection
 from nki_kernels.machine.core import Run, VirtualRegister, index_of
 from nki_kernels.machine.errors import RuleViolation
+from nki_kernels.machine.handles import NkiInstruction
 from nki_kernels.machine.indirection import resolve
 from nki_kernels.machine.rules import Operands, Rule
 from nki_kernels.machine.tensor import NkiTensor
@@ -28,18 +29,6 @@ R = TypeVar("R")
 
 #: Builds the work record of a call from its operands (after the rules passed).
 Cost = Callable[[Operands], Work]
-
-
-class NkiInstruction:
-    """The handle an instruction call returns; `event` is None where nothing had to be done."""
-
-    __slots__ = ("event",)
-
-    def __init__(self, event: Event | None) -> None:
-        self.event = event
-
-    def __repr__(self) -> str:
-        return f"NkiInstruction({self.event!r})"
 
 
 @dataclasses.dataclass(slots=True)

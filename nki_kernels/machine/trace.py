@@ -267,7 +267,8 @@ class Trace:
     """All events and tiles of one kernel launch, in program order of each core.
 
     Under LNC2 the cores take turns: what one did between two exchanges stands together. `names`
-    holds the instructions that carry a label, by core and label.
+    holds the instructions that carry a label, by core and label; `orders` the (producer, consumer)
+    sequence numbers of runtime dependencies that the kernel asked for.
     """
 
     kernel: str
@@ -277,6 +278,7 @@ class Trace:
     tiles: list[Tile] = field(default_factory=list)
     names: dict[tuple[int, str], list[Event]] = field(default_factory=dict)
     declared: list[DeclaredLoop] = field(default_factory=list)
+    orders: list[tuple[int, int]] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[Event]:
         return iter(self.events)

@@ -62,7 +62,7 @@ from nki.isa.sync import core_barrier, sendrecv
 
 from nki_kernels.machine.core import VirtualRegister, current
 from nki_kernels.machine.errors import RuleViolation as NkiValidationError
-from nki_kernels.machine.instruction import NkiInstruction
+from nki_kernels.machine.handles import NkiInstruction, dependency
 
 
 def get_nc_version() -> nc_version:
@@ -89,6 +89,7 @@ __all__ = [
     "bn_stats",
     "constants",
     "core_barrier",
+    "dependency",
     "dge_mode",
     "dma_compute",
     "dma_copy",

@@ -80,7 +80,6 @@ def register_store(dst: NkiTensor, src: VirtualRegister) -> None:
     """
     run = current("nisa.register_store")
     if not isinstance(src, VirtualRegister):
-        _element(dst, run, "nisa.register_store", "dst")
         raise RuleViolation(
             f"nisa.register_store: src={src!r}; it must come from nisa.register_alloc"
         )
