@@ -87,6 +87,11 @@ class Case:
         """Return a time in percent of the total."""
         return 100.0 * ns / self.timeline.total_ns
 
+    @property
+    def idle_ns(self) -> float:
+        """Idle time of the busiest engine: no wait that is removed can save more."""
+        return self.timeline.makespan_ns - max(self.timeline.busy_ns.values())
+
     def matters(self, *engines: Engine) -> bool:
         """Return True if the engines together hold a worthwhile share of the critical path."""
         return self.percent(sum(self.on_path[e] for e in engines)) >= ON_PATH_PERCENT

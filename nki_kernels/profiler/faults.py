@@ -95,6 +95,7 @@ def serialised_loads(case: Case) -> Iterator[Advice]:
             if piece.part is Part.trigger and piece.cause is Cause.queue:
                 at_stake += piece.end - piece.start
                 held.add(piece.event)
+    at_stake = min(at_stake, case.idle_ns)
     if case.percent(at_stake) < ON_PATH_PERCENT:
         return
     queues = Counter(w.queue.name for w in (case.events[n].work for n in held)
@@ -123,6 +124,7 @@ def single_buffering(case: Case) -> Iterator[Advice]:
         if piece.part is Part.compute and piece.cause in _REUSE:
             at_stake += piece.end - piece.start
             waiting.add(piece.event)
+    at_stake = min(at_stake, case.idle_ns)
     if case.percent(at_stake) < ON_PATH_PERCENT:
         return
     tiles = Counter(a.tile for n in waiting for a in case.events[n].writes)
@@ -333,11 +335,12 @@ def collisions(case: Case) -> Iterator[Advice]:
          "move the work off GpSimd, or run it while Vector is idle"),
     ):  # fmt: skip
         waits = {n: _idle_before(case, n) for n, c in enumerate(case.timeline.cause) if c == cause}
-        at_stake = sum(waits.values())
+        total = sum(waits.values())
+        at_stake = min(total, case.idle_ns)
         if case.percent(at_stake) >= SMALL_PERCENT and case.matters(*_EVICTING, Engine.gpsimd):
             yield case.give(
                 name,
-                f"{len(waits)} instructions wait for {what}, {at_stake / 1e3:,.1f} us in all "
+                f"{len(waits)} instructions wait for {what}, {total / 1e3:,.1f} us in all "
                 f"{case.at(waits)}; {fix}",
                 at_stake,
                 waits,
