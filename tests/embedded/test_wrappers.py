@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nki_kernels.machine.errors import KernelError, RuleViolation, ShapeError
+from nki_kernels.machine.errors import KernelError, ShapeError
 from tests.embedded.folds import folded, single, small
 from tests.embedded.harness import (
     FLOATS,
+    HOSTS,
     INTEGERS,
     PSUM,
     SBUF,
@@ -159,20 +160,27 @@ def test_transpose_takes_two_dimensions():
     refused(lambda: nl.transpose(sb(2, 3, 4)), "of 3 dimensions", "must have 2", error=ShapeError)
 
 
-def test_matmul_contracts_partitions():
-    x, y = (np.arange(n, dtype=F32).reshape(3, -1) for n in (6, 12))
+@pytest.mark.parametrize("target", ["trn1", "trn2", "trn3"])
+@pytest.mark.parametrize("kind", [nl.float32, nl.bfloat16])
+def test_matmul_takes_either_layout(kind, target):
+    x, y = (np.arange(n, dtype=HOSTS[kind]).reshape(3, -1) for n in (6, 12))
     seen = []
 
-    def call(a, b):
-        seen.append(nl.matmul(tile(a), tile(b), transpose_x=True))
-        return seen[0]
+    def call(a, b, transposed):
+        seen.append(nl.matmul(tile(a), tile(b), transpose_x=transposed))
+        return seen[-1]
 
-    same(values(call, x, y), x.T @ y)
-    assert seen[0].buffer is PSUM
-    refused(
-        lambda: nl.matmul(sb(3, 2), sb(3, 4)), "nl.matmul of [3, 2] and [3, 4]",
-        "transpose_x=True", error=RuleViolation,
-    )  # fmt: skip
+    want = x.T.astype(F32) @ y.astype(F32)
+    same(values(lambda a, b: call(a, b, True), x, y, target=target), want)
+    turned = np.ascontiguousarray(x.T)
+    same(values(lambda a, b: call(a, b, False), turned, y, target=target), want)
+    assert {t.buffer for t in seen} == {PSUM}
+    assert {t.dtype for t in seen} == {nl.float32}
+
+
+def test_matmul_contracts_equal_sizes():
+    refused(lambda: nl.matmul(nl.zeros((2, 3), nl.float32), sb(4, 5)), "stationary", "moving")
+    refused(lambda: nl.matmul(sb(2, 3), 4), "nl.matmul: y is int 4", "must be a tile")
 
 
 @pytest.mark.parametrize("dtype", [None, nl.float32])

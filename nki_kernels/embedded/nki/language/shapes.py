@@ -82,15 +82,24 @@ def transpose(x: NkiTensor, dtype: Any = None) -> NkiTensor:
 
 
 def matmul(x: NkiTensor, y: NkiTensor, transpose_x: bool = False) -> NkiTensor:
-    """Return x.T @ y as a new float32 PSUM tile, x [K, M] and y [K, N] in SBUF."""
+    """Return x @ y, or x.T @ y, as a new float32 PSUM tile.
+
+    Args:
+        x: [M, K] in SBUF; with `transpose_x` [K, M], which saves a transpose and a copy: the
+            Tensor engine contracts partitions.
+        y: [K, N] in SBUF.
+        transpose_x: x lies transposed.
+    """
     run = current("nl.matmul")
+    require_tile(x, "nl.matmul")
+    require_tile(y, "nl.matmul", "y")
+    stationary = x
     if not transpose_x:
-        raise RuleViolation(
-            f"nl.matmul of {list(x.shape)} and {list(y.shape)} with transpose_x=False; the Tensor "
-            "engine contracts partitions: pass x transposed ([K, M]) and transpose_x=True"
-        )
-    result = run.allocate((x.free_size, y.free_size), dtypes.float32, _PSUM)
-    isa.nc_matmul(dst=result, stationary=x, moving=y)
+        turned = transpose(x, x.dtype)
+        stationary = run.allocate(turned.shape, x.dtype, _SBUF)
+        isa.tensor_copy(dst=stationary, src=turned)
+    result = run.allocate((stationary.free_size, y.free_size), dtypes.float32, _PSUM)
+    isa.nc_matmul(dst=result, stationary=stationary, moving=y)
     return result
 
 
