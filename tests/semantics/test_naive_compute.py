@@ -375,6 +375,23 @@ def test_activation_reduce(d: Any, p: int, n: int, function: str) -> None:
     agree(call, signed_zeros=zeros_signed(function))
 
 
+@given(st.data(), columns, st.sampled_from(["tensor_scalar_reduce", "activation"]))
+def test_registers_belong_to_partitions(d: Any, n: int, name: str) -> None:
+    """Chains on tiles that start at different partitions do not meet, wherever dst lies."""
+    starts = [0, d.draw(st.sampled_from([0, 2, 4, 6]), label="second start")]
+    tiles = [operand(d.draw, 2, n, nl.float32, start=start, most=3) for start in starts]
+    results = [vector(d.draw, 2, written=True) for _ in tiles]
+    calls = []
+    for which, command in ((0, "reset_reduce"), (1, "reset_reduce"), (0, "reduce"), (1, "reduce")):
+        arguments = {
+            "dst": operand(d.draw, 2, n, nl.float32, written=True), "data": tiles[which],
+            "reduce_op": "add", "reduce_cmd": command, "reduce_res": results[which],
+        }  # fmt: skip
+        one = {"op": "copy"} if name == "activation" else {"op0": "add", "operand0": 0.5}
+        calls.append(Call(name, arguments | one))
+    agree(*calls)
+
+
 #: More than the float32 operations of any formula, and float32 functions good to a few ulp each.
 FORMULA_STEPS = 32
 
