@@ -171,7 +171,7 @@ class Job:
                 bound.check_output(tensor, options)
             if returned is None:
                 bound.check_silence(options)
-            if options.capacity != "off":
+            if options.capacity != "off" or options.alias != "off":
                 try:
                     self.placement = place(trace)
                 except DoesNotFit as error:

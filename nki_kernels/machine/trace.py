@@ -7,6 +7,7 @@ run. Events never hold tensor data, so a long run keeps only its trace alive.
 from __future__ import annotations
 
 import linecache
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,6 +64,14 @@ def where(site: Site) -> str:
     """Return ``file:line`` of the innermost frame, for messages."""
     frames = resolve(site)
     return f"{frames[0].file}:{frames[0].line}" if frames else "<outside a kernel>"
+
+
+def caller() -> str:
+    """Return ``file:line`` of the innermost frame outside this package, for messages."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_INTERNAL):
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
 @dataclass(slots=True, eq=False)

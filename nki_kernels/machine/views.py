@@ -13,6 +13,7 @@ from nki_kernels.machine.dtypes import DType, as_dtype, int32, uint32
 from nki_kernels.machine.errors import OutOfBounds, RuleViolation, ShapeError
 from nki_kernels.machine.indirect_view import IndirectViews
 from nki_kernels.machine.layout import MAX_DIMS, Dynamic, infer, is_int, reach, restride
+from nki_kernels.machine.trace import caller
 
 if TYPE_CHECKING:
     from nki_kernels.machine.memory import Memory
@@ -451,7 +452,7 @@ class Views(IndirectViews):
         return 2 if self.on_chip else 1
 
     def _what(self) -> str:
-        return f"tensor {self.name!r} {list(self.shape)}"
+        return f"{caller()}: tensor {self.name!r} {list(self.shape)}"
 
     def _outside(self, index: str, dim: int) -> OutOfBounds:
         return OutOfBounds(
