@@ -83,7 +83,6 @@ def operand(run: Run, plan: Plan, place: int, view: NkiTensor) -> Columns:
 
     Raises:
         OutOfBounds: an offset outside the free dimensions.
-        UninitializedRead: a column is read that nothing wrote.
     """
     dynamic = view.dynamic
     if dynamic is None or dynamic.base is None:
@@ -97,12 +96,6 @@ def operand(run: Run, plan: Plan, place: int, view: NkiTensor) -> Columns:
     mem = base.mem.extract(base.region, at, tile)
     found = Columns(mem, view.shape, (view.shape[1], 1), 0, view.dtype)
     found.base, found.at = base, at
-    if place in plan.reads and not mem.is_written(found.region):
-        level = run.options.uninitialized
-        if level != "off":
-            site = where(run.kernel_site())
-            run.report(level, uninitialized(plan.opcode, plan.names[place], found, site))
-        mem.fill()
     found._access = view.access
     return found
 

@@ -193,6 +193,52 @@ def test_matmul_operands_gather_in_groups_of_32(seed, k, m, n):
     same(values(call, a, b, i, j, target="trn3"), (left.T @ right).astype(F32))
 
 
+def mx(dst, left, right, x, y, **options):
+    nisa.nc_matmul_mx(dst, left, right, x, y, **options)
+
+
+def test_microscaled_pairs_gather_by_one_index():
+    """The same as data and scales gathered by copies, whose rows without scales stay unwritten."""
+    rng = np.random.default_rng(0)
+    a, b = (rng.integers(0, 2**16, (64, 6)).astype(np.uint16) for _ in range(2))
+    x, y = (rng.integers(125, 129, (64, 6)).astype(np.uint8) for _ in range(2))
+    index = offsets(1, 64, 1, 6)
+
+    def call(*arrays):
+        at = tile(arrays[4])
+        data_ = [tile(t, dtype=nl.float4_e2m1fn_x4) for t in arrays[:2]]
+        scales = [sb(64, 6, dtype=nl.uint8) for _ in range(2)]
+        for tile_, source in zip(scales, arrays[2:4], strict=True):
+            for first in (0, 32):
+                nisa.dma_copy(tile_[first : first + 4], source[first : first + 4])
+        acc = ps(4, 5)
+        mx(acc, data_[0].indirect(at, 4), data_[1].indirect(at, 5),
+           scales[0].indirect(at, 4), scales[1].indirect(at, 5))  # fmt: skip
+        return acc
+
+    def direct(*arrays):
+        acc = ps(4, 5)
+        mx(acc, *(tile(t, dtype=nl.float4_e2m1fn_x4) for t in arrays[:2]),
+           *(tile(t) for t in arrays[2:]))  # fmt: skip
+        return acc
+
+    counts = (4, 5, 4, 5)
+    chosen = [gathered(t, index, n, TENSOR) for t, n in zip((a, b, x, y), counts, strict=True)]
+    same(values(call, a, b, x, y, index, target="trn3"), values(direct, *chosen, target="trn3"))
+
+
+def test_a_microscaled_pair_is_one_tensor():
+    def call(both):
+        words, scale = sb(32, 4, dtype=nl.float8_e4m3fn_x4), sb(32, 4, dtype=nl.uint8)
+        one = at(32)
+        x = scale.indirect(one, 2) if both else scale[:, 0:2]
+        mx(ps(2, 4), words.indirect(one, 2), words, x, scale,
+           **({"tile_position": (32, 0), "tile_size": (32, 128)} if both else {}))  # fmt: skip
+
+    refused(lambda: call(False), "stationary and stationary_scale are one tensor", target="trn3")
+    refused(lambda: call(True), "tile_position (32, 0); it must be (0, 0)", target="trn3")
+
+
 @pytest.mark.parametrize("accumulate", [None, True])
 def test_a_matmul_scatters_into_its_groups(accumulate):
     a, b = whole(0, (32, 32), "bfloat16"), whole(1, (32, 3), "bfloat16")

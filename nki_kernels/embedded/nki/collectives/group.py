@@ -18,7 +18,7 @@ from nki_kernels.machine.core import Run, current
 from nki_kernels.machine.cores import Offer, meet, put, taken, world
 from nki_kernels.machine.dtypes import Array
 from nki_kernels.machine.errors import KernelError, RuleViolation
-from nki_kernels.machine.instruction import NkiInstruction
+from nki_kernels.machine.handles import NkiInstruction
 from nki_kernels.machine.layout import is_int
 from nki_kernels.machine.memory import uninitialized
 from nki_kernels.machine.operators import operator

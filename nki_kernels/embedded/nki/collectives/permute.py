@@ -10,7 +10,7 @@ from nki.collectives.uniform import reduced
 
 from nki_kernels.machine.core import VirtualRegister, current
 from nki_kernels.machine.cores import put, put_rounded, taken, world
-from nki_kernels.machine.instruction import NkiInstruction
+from nki_kernels.machine.handles import NkiInstruction
 from nki_kernels.machine.layout import is_int
 from nki_kernels.machine.tensor import NkiTensor
 from nki_kernels.machine.trace import ControlWork

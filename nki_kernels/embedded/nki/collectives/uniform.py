@@ -9,7 +9,7 @@ from nki.collectives.group import Collective, Given, Reduction, ReplicaGroup
 
 from nki_kernels.machine.cores import put, put_rounded, taken
 from nki_kernels.machine.dtypes import Array
-from nki_kernels.machine.instruction import NkiInstruction
+from nki_kernels.machine.handles import NkiInstruction
 from nki_kernels.machine.tensor import NkiTensor
 
 

@@ -10,7 +10,7 @@ from nki.collectives.group import Collective, Given, ReplicaGroup, require_writt
 from nki_kernels.machine.cores import put, taken
 from nki_kernels.machine.dtypes import Array, uint32
 from nki_kernels.machine.errors import OutOfBounds
-from nki_kernels.machine.instruction import NkiInstruction
+from nki_kernels.machine.handles import NkiInstruction
 from nki_kernels.machine.tensor import NkiTensor
 from nki_kernels.machine.trace import where
 

@@ -216,6 +216,40 @@ class _MxMatmul(Rule):
         return "gen4; K a multiple of 32, M even, `dst` [M, N], scales of every block"
 
 
+_OPERANDS = ("stationary", "moving", "stationary_scale", "moving_scale")
+
+
+@dataclass(frozen=True)
+class _IndirectPairs(Rule):
+    """Data and scales are indirect together, by one index; no tiles of the array."""
+
+    def problem(self, ops: Operands) -> str | None:
+        """Return what is wrong, or None."""
+        indices = {
+            n: v.dynamic.index
+            for n, v in ops.tensors()
+            if v.dynamic is not None and v.dynamic.kind == "indirect"
+        }
+        position = ops["tile_position"]
+        if indices and position and tuple(position) != (0, 0):
+            return f"an indirect view with tile_position {position}; it must be (0, 0)"
+        for data in _OPERANDS[:2]:
+            one, other = indices.get(data), indices.get(f"{data}_scale")
+            # A verdict is remembered by signature: another tile like the index is not told apart.
+            same = (one is None) == (other is None)
+            if one is not None and other is not None:
+                same = one.signature == other.signature
+            if not same:
+                return (
+                    f"{data} and {data}_scale are one tensor; both are indirect by the same index, "
+                    "or neither: take .indirect(index) of both"
+                )
+        return None
+
+    def __str__(self) -> str:
+        return "data and scales indirect by the same index, or neither"
+
+
 @dataclass(frozen=True)
 class _RowTiling(Tiling):
     """Row tiles of the array only."""
@@ -271,11 +305,12 @@ def _read(name: str, args: tuple[Any, ...]) -> list[NkiTensor] | None:
 
 @instruction(
     engines=(Engine.tensor,),
-    reads=("stationary", "moving", "stationary_scale", "moving_scale"),
+    reads=_OPERANDS,
     writes=("dst",),
     rules=(
         OnChipOperands(),
-        TensorIndirection("dst"),
+        TensorIndirection("dst", *_OPERANDS),
+        _IndirectPairs(),
         BufferIs("dst", "psum"),
         BufferIs("stationary", "sbuf"),
         BufferIs("moving", "sbuf"),
