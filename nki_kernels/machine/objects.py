@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from enum import Enum
 from typing import Any
 
 
@@ -10,12 +11,17 @@ class NKIObject:
     """Base class of objects that NKI kernels may carry, dataclasses or not.
 
     As the published kernels rely on: an annotated field that is given no value is None, a plain
-    class attribute is a field too, and fields are passed by keyword.
+    class attribute is a field too, of a dataclass as well, and fields are passed by keyword.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        for name, note in inspect.get_annotations(cls).items():
+        noted = dict(inspect.get_annotations(cls))
+        for name, value in list(cls.__dict__.items()):
+            if name not in noted and _is_field(name, value):
+                noted[name] = "typing.Any"  # @dataclass, which runs after this, reads annotations
+        cls.__annotations__ = noted
+        for name, note in noted.items():
             if name not in cls.__dict__ and not str(note).startswith(("ClassVar", "typing.Class")):
                 setattr(cls, name, None)
 
@@ -26,3 +32,10 @@ class NKIObject:
             setattr(self, name, value)
         if hasattr(self, "__post_init__"):
             self.__post_init__()
+
+
+def _is_field(name: str, value: Any) -> bool:
+    """True for a plain value in the body of a class: no method, property, class or container."""
+    return not name.startswith("_") and (
+        value is None or isinstance(value, (int, float, str, Enum))
+    )

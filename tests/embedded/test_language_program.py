@@ -362,6 +362,26 @@ def test_fields_without_a_value_are_none():
     assert (config.width, config.extra, config.doubled()) == (4, None, 6)
 
 
+@dataclass
+class Unannotated(nl.NKIObject):
+    """As AWS's attention kernel has one."""
+
+    at = None
+    size: int
+    kept = 3
+
+    def moved(self):
+        return self.at + self.kept
+
+
+def test_a_plain_attribute_is_a_field_of_a_dataclass_as_well():
+    given = Unannotated(at=2, size=5)
+    assert (given.at, given.size, given.kept, given.moved()) == (2, 5, 3, 5)
+    assert Unannotated() == Unannotated(at=None, size=None, kept=3)
+    with pytest.raises(TypeError, match="moved"):
+        Unannotated(moved=1)
+
+
 def test_what_is_no_field_is_refused():
     with pytest.raises(TypeError, match="Plain\\(\\) has no field 'sise'"):
         Plain(sise=1)
