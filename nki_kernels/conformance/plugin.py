@@ -26,8 +26,8 @@ from nki_kernels.machine.errors import NkiKernelsError
 
 RECORD = "conformance"
 _SEED = 0
-#: float64 copies of inputs, references and masks that a case may need beside its arrays.
-_MEMORY_PER_MEGABYTE = 48
+#: Bytes a process may hold.
+_MEMORY = 8 * 2**30
 _RANGE_FIXTURE = "range_test_options"
 
 
@@ -48,8 +48,7 @@ def pytest_configure(config: pytest.Config) -> None:
     sys.path[:0] = [str(library / "src"), str(library)]
     shims.install(Orchestrator)
     # Some rows fill a server's memory before they reach the kernel: they end in a MemoryError.
-    limit = _MEMORY_PER_MEGABYTE * config.getoption("megabytes") * 2**20
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+    resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY, resource.getrlimit(resource.RLIMIT_DATA)[1]))
     random.seed(_SEED)
     np.random.seed(_SEED)  # noqa: NPY002  AWS's tests draw from the global generator
 
