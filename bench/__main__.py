@@ -89,6 +89,9 @@ def _parser() -> argparse.ArgumentParser:
 
     validation = commands.add_parser("validate", help="the timing model against hardware")
     validation.add_argument("--json", type=Path, metavar="F", help="write the readings to F too")
+    validation.add_argument(
+        "--markdown", action="store_true", help="print only the summary the README shows"
+    )
     validation.set_defaults(command=_validate)
     return parser
 
@@ -174,12 +177,12 @@ def _validate(arguments: argparse.Namespace) -> int:
     if arguments.json is not None:
         require_writable(arguments.json)
     # Probes are kernels: `nki` must be importable, which only this command needs.
-    from bench.validate import KIND, PARTS, broken, ladders, report
+    from bench.validate import KIND, PARTS, broken, ladders, markdown, report
 
     readings = [
         reading for _, found in _progress(PARTS, lambda part: part[0]) for reading in found()
     ]
-    print(report(readings))
+    print(markdown(readings) if arguments.markdown else report(readings))
     if arguments.json is not None:
         write_json(arguments.json, KIND, [*readings, *ladders(readings)])
     return FAILED if broken(readings) else 0

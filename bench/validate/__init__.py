@@ -18,9 +18,9 @@ from bench.validate.published import (
     tutorial_readings,
 )
 from bench.validate.reading import Ladder, Reading, ladders
-from bench.validate.report import report
+from bench.validate.report import markdown, report
 
-__all__ = ["KIND", "PARTS", "Ladder", "Reading", "broken", "ladders", "report"]
+__all__ = ["KIND", "PARTS", "Ladder", "Reading", "broken", "ladders", "markdown", "report"]
 
 #: The source of the records, for the JSON file.
 KIND = "model against hardware (published)"

@@ -124,3 +124,38 @@ def _legend() -> list[str]:
         "Nothing is fitted to a whole kernel."
     )
     return textwrap.wrap(text, WIDTH)
+
+
+def markdown(readings: Sequence[Reading]) -> str:
+    """Return the summary the README shows: whole kernels, then counts of everything."""
+    lines = [
+        "| whole kernel, published for trn2 | hardware µs | model µs | error % |",
+        "|---|---:|---:|---:|",
+    ]
+    shown = [
+        r
+        for r in readings
+        if r.part == "kernels" and r.ladder and r.unit == "us" and not r.ranked_only
+    ]
+    lines += [
+        f"| {r.id} {r.what} | {_number(r.measured)} | {_number(r.modelled)} "
+        f"| {r.error_percent:+.1f} |"
+        for r in shown
+    ]
+    lines.append("")
+    for use, name in (
+        ("parameter", "read off by the model"),
+        ("partly", "partly"),
+        ("held out", "held out"),
+    ):
+        judged = [
+            r for r in readings if r.part != "laws" and r.use == use and r.limit_percent is not None
+        ]
+        if judged:
+            errors = sorted(abs(r.error_percent) for r in judged)
+            within = sum(not r.missed for r in judged)
+            lines.append(
+                f"- {name}: {within} of {len(judged)} figures within their limit, median error "
+                f"{errors[len(errors) // 2]:.1f} %"
+            )
+    return "\n".join(lines)
