@@ -49,7 +49,6 @@ def test_what_is_no_kernel_is_refused():
 CALLS = {
     "nl.ndarray": lambda: nl.ndarray((1, 1), nl.float32),
     "nisa.memset": lambda: nisa.memset(None, 0),
-    "nl.tile_size": lambda: nl.tile_size.pmax,
     "nisa.get_nc_version": nisa.get_nc_version,
     "nl.fori_loop": lambda: nl.fori_loop(0, 1, print),
     "nisa.register_alloc": nisa.register_alloc,
