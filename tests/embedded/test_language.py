@@ -115,6 +115,17 @@ def test_psum_cannot_be_stored():
     refused(call, "src is in PSUM", "tensor_copy or activation")
 
 
+def test_load_and_store_cross_between_hbm_and_chip():
+    def hbm():
+        return nl.ndarray((1, 1), nl.float32, buffer=HBM)
+
+    refused(lambda: nl.load(sb(1, 1)), "nl.load: src is <NkiTensor", "in sbuf", "nl.copy")
+    says = ("an SBUF tile goes to an HBM tensor", "nisa.tensor_copy")
+    refused(lambda: nl.store(sb(1, 1), sb(1, 1)), *says)
+    refused(lambda: nl.store(hbm(), hbm()), *says)
+    refused(lambda: nl.store(hbm(), 3.0), "nl.store: value is float 3.0", "must be a tile")
+
+
 @pytest.mark.parametrize("buffer", [SBUF, PSUM, HBM, nl.private_hbm])
 @pytest.mark.parametrize("dtype", [nl.float32, nl.int16])
 def test_filled_tensors(buffer, dtype):

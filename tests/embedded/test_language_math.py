@@ -320,7 +320,7 @@ def test_what_is_no_tile(name, value):
     (lambda: nl.gather_flattened(sb(1, 2), [0]), "nl.gather_flattened: indices is list"),
     (lambda: nl.expand_dims(1, 1), "nl.expand_dims: x is int"),
     (lambda: nl.broadcast_to(1, (1, 1)), "nl.broadcast_to: x is int"),
-    (lambda: nl.load(np.ones(2)), "nl.load: x is ndarray"),
+    (lambda: nl.load(np.ones(2)), "nl.load: src is ndarray"),
     (lambda: nl.load_transpose2d(1), "nl.load_transpose2d: src is int"),
 ])  # fmt: skip
 def test_operands_that_are_no_tiles(call, says):

@@ -158,14 +158,32 @@ def logical_not(x: NkiTensor, dtype: Any = None) -> NkiTensor:
 
 
 def load(src: NkiTensor, dtype: Any = None) -> NkiTensor:
-    """Return a new SBUF tile with the values of the HBM tensor `src`."""
+    """Return a new SBUF tile with the values of the HBM tensor `src`.
+
+    Raises:
+        RuleViolation: src is on chip.
+    """
+    require_tile(src, "nl.load", "src")
+    if src.on_chip:
+        raise RuleViolation(f"nl.load: src is {src!r}; it must be in HBM: copy a tile with nl.copy")
     result = fresh(src, dtype, "nl.load")
     isa.dma_copy(dst=result, src=src)
     return result
 
 
 def store(dst: NkiTensor, value: NkiTensor) -> None:
-    """Copy an SBUF tile to the HBM tensor `dst`."""
+    """Copy an SBUF tile to the HBM tensor `dst`.
+
+    Raises:
+        RuleViolation: dst is on chip, or value is in HBM or PSUM.
+    """
+    require_tile(dst, "nl.store", "dst")
+    require_tile(value, "nl.store", "value")
+    if dst.on_chip or not value.on_chip:
+        raise RuleViolation(
+            f"nl.store: dst is {dst!r}, value is {value!r}; an SBUF tile goes to an HBM tensor: "
+            "use nisa.tensor_copy on chip, nisa.dma_copy between HBM tensors"
+        )
     isa.dma_copy(dst=dst, src=value)
 
 
