@@ -61,7 +61,8 @@ def indexed(
     chosen = d.draw(st.lists(numbers, min_size=count, max_size=count, unique=unique), label="index")
     bits = np.array(chosen, np.int32).reshape(count, 1)
     index = Operand(Base(bits, nl.int32), (slice(0, count), slice(0, 1)))
-    offset = d.draw(st.integers(0, width - n), label="offset")
+    # Past width - n the last row of the table is partly outside, which counts as outside.
+    offset = d.draw(st.integers(0, width - 1 if far else width - n), label="offset")
     return Indexed(table, index, [[width, p], [1, n]], offset, which)
 
 
