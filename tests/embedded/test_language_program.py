@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import nki.isa as nisa
 import nki.language as nl
+import nki.typing as nt
 import numpy as np
 import pytest
 from hypothesis import given
@@ -404,3 +405,19 @@ def test_objects_reach_the_kernel():
 
     same(launch(kernel, (np.ones((1, 1), F32), Config(size=2)), target="toy").outputs[0],
          np.full((1, 1), 3, F32))  # fmt: skip
+
+
+# -- annotations -----------------------------------------------------------------------------------
+
+
+def test_annotations_state_shapes():
+    assert repr(nt.tensor) == "nt.tensor"
+    assert repr(nt.tensor[128, 512]) == "nt.tensor[128, 512]"
+    assert nt.tensor[3].shape == (3,)
+    assert nt.tensor[[2, 3]].shape == (2, 3)
+
+
+@pytest.mark.parametrize("shape", ["rows", (128, None), (0, 2), (2.0, 2), (), (True, "x")])
+def test_annotations_that_are_no_shapes(shape):
+    with pytest.raises(ShapeError, match="a shape is one or more positive ints"):
+        nt.tensor[shape]
