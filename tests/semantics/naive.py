@@ -176,7 +176,9 @@ def ordered(x: Any, y: Any, reverse: bool) -> tuple[Any, Any]:
 
 
 def at(operand: Any, p: int) -> float:
-    """The operand of partition p: a number as float32, or the element of a [P, 1] tile."""
+    """The operand of partition p: a number as float32, the element of a [P, 1] tile; None is 0."""
+    if operand is None:
+        return 0.0
     return operand.value(p, 0) if isinstance(operand, Tile) else single(float(operand))
 
 

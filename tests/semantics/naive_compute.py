@@ -99,9 +99,9 @@ def tensor_scalar(
                         x = bits(op, *ordered(x, other, reverse), dst.dtype)
                 dst.put_raw(p, i, x)
                 continue
-            middle = _step(op0, data.value(p, i), at(operand0 or 0, p), reverse0)
+            middle = _step(op0, data.value(p, i), at(operand0, p), reverse0)
             if op1 is not None:
-                middle = _step(op1, middle, at(operand1 or 0, p), reverse1)
+                middle = _step(op1, middle, at(operand1, p), reverse1)
             dst.put(p, i, middle)
 
 
@@ -119,7 +119,7 @@ def scalar_tensor_tensor(
 ) -> None:
     for p in range(dst.partitions):
         for i in range(dst.free):
-            middle = _step(op0, data.value(p, i), at(operand0 or 0, p), reverse0)
+            middle = _step(op0, data.value(p, i), at(operand0, p), reverse0)
             dst.put(p, i, arith(op1, *ordered(middle, operand1.value(p, i), reverse1)))
 
 
@@ -169,8 +169,7 @@ def tensor_scalar_reduce(
     reduce_res_negate: bool = False,
 ) -> None:
     rows = [
-        [_step(op0, x, at(operand0 or 0, p), False) for x in data.row(p)]
-        for p in range(data.partitions)
+        [_step(op0, x, at(operand0, p), False) for x in data.row(p)] for p in range(data.partitions)
     ]
     lanes = accumulate(m.vector, data, rows, reduce_op, reduce_cmd, reduce_init)
     write_rows(dst, rows)
@@ -195,7 +194,7 @@ def tensor_scalar_cumulative(
         elif reduce_cmd == "load_reduce":
             m.vector[lane] = at(imm1, p)
         for i in range(src.free):
-            new = _step(op0, src.value(p, i), at(imm0 or 0, p), False)
+            new = _step(op0, src.value(p, i), at(imm0, p), False)
             m.vector[lane] = arith(op1, new, m.vector[lane])
             dst.put(p, i, m.vector[lane])
 
@@ -335,7 +334,7 @@ def activation(
     rows = []
     for p in range(data.partitions):
         scaled = [arith("multiply", x, at(scale, p)) for x in data.row(p)]
-        moved = [arith("add", x, at(bias or 0, p)) for x in scaled]
+        moved = [arith("add", x, at(bias, p)) for x in scaled]
         rows.append([arith("add", FUNCTIONS[op](x), 0.0) for x in moved])
     # The pseudo-code of the page reduces the row first and then adds it to the register.
     sums = [[fold("add", row[0], row[1:])] for row in rows]
