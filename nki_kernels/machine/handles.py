@@ -57,7 +57,7 @@ class NkiInstruction:
             first, second = producer.event, self.event
             if first is None or second is None:
                 continue
-            problem = _unordered(first, second)
+            problem = unordered(first, second)
             if problem:
                 raise RuleViolation(f"{what}: {second!r} after {first!r}: {problem}")
             if kind is not dependency.schedule:
@@ -65,7 +65,7 @@ class NkiInstruction:
         return self
 
 
-def _unordered(first: Event, second: Event) -> str:
+def unordered(first: Event, second: Event) -> str:
     """Return why `second` cannot be ordered after `first`, or nothing."""
     if first.core != second.core:
         return "they run on different cores: use nisa.core_barrier"

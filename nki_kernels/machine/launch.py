@@ -13,7 +13,7 @@ import numpy as np
 
 from nki_kernels.hardware import spec_for
 from nki_kernels.hardware.spec import CoreSpec
-from nki_kernels.machine import core
+from nki_kernels.machine import core, ordering
 from nki_kernels.machine.arguments import Arguments, like, values
 from nki_kernels.machine.checks import findings
 from nki_kernels.machine.core import Run
@@ -135,7 +135,7 @@ class Job:
         lnc: int | None,
         options: Options | None,
     ) -> None:
-        self.function, bracket = _unwrap(kernel)
+        self.function, bracket, self._schedule = _unwrap(kernel)
         spec = target if isinstance(target, CoreSpec) else spec_for(target or current_target())
         self.options = options or default_options()
         name = getattr(self.function, "__name__", "kernel")
@@ -165,6 +165,7 @@ class Job:
         """Judge outputs, capacity and the checks made on the whole trace; nothing is written."""
         options, trace, bound = self.options, self.trace, self._bound
         self._returned = returned
+        ordering.apply(trace, self._schedule)
         with np.errstate(all="ignore"):
             _collect(returned, self._outputs, trace.kernel)
             for tensor in self._outputs:
@@ -213,12 +214,12 @@ def _enter(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str
     return function(*args, **kwargs)
 
 
-def _unwrap(kernel: Any) -> tuple[Callable[..., Any], int | None]:
+def _unwrap(kernel: Any) -> tuple[Callable[..., Any], int | None, ordering.Schedule]:
     if isinstance(kernel, Kernel):
-        return kernel.func, kernel.lnc
+        return kernel.func, kernel.lnc, kernel.schedule
     if not callable(kernel):
         raise KernelError(f"launch: {kernel!r} is no kernel; pass a function or an @nki.jit kernel")
-    return kernel, None
+    return kernel, None, ()
 
 
 def _cores(asked: Any, bracket: int | None) -> int:
@@ -263,9 +264,12 @@ def _rebuild(returned: Any, converted: Any) -> Any:
 class Kernel:
     """A jitted kernel: call it with arrays or inside a kernel, or index it with a core count."""
 
-    def __init__(self, func: Callable[..., Any], lnc: int | None = None) -> None:
+    def __init__(
+        self, func: Callable[..., Any], lnc: int | None = None, schedule: ordering.Schedule = ()
+    ) -> None:
         self.func = func
         self.lnc = lnc
+        self.schedule = schedule
         functools.update_wrapper(self, func)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -281,7 +285,18 @@ class Kernel:
             raise KernelError(
                 f"kernel {self.__name__!r}[{lnc!r}]: the bracket is the number of cores, 1 or 2"  # type: ignore[attr-defined]
             )
-        return Kernel(self.func, count)
+        return Kernel(self.func, count, self.schedule)
+
+    def with_schedule(self, edges: Any) -> Kernel:
+        """Return the kernel with order between its named instructions, beside what it has.
+
+        Args:
+            edges: pairs ("consumer", "producer") or ("consumer", ["producer", ...]) of the names
+                given with ``name=``.
+        """
+        name = getattr(self.func, "__name__", "kernel")
+        added = ordering.checked(name, edges)
+        return Kernel(self.func, self.lnc, ordering.checked(name, (*self.schedule, *added)))
 
     def __repr__(self) -> str:
         return f"<nki kernel {getattr(self.func, '__name__', self.func)!r}>"
