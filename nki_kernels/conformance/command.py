@@ -18,6 +18,7 @@ from nki_kernels import toolchain
 
 SCHEMA_VERSION = 1
 USAGE_ERROR = 2
+_INSTALL = "pip install 'nki-kernels[conformance]'"
 TESTS = Path("test", "integration", "nkilib")
 #: Entries that must match, easiest first; the others are tried as well.
 LISTED = (
@@ -118,6 +119,10 @@ def run_conformance(options: Any) -> int:
         allowed = "allowed: a checkout of aws-neuron/nki-library, branch 2.29_release or later"
         print(f"nki_kernels conformance: {problem}; {allowed}", file=sys.stderr)
         return USAGE_ERROR
+    absent = _absent("torch", "scipy", "typing_extensions")
+    if absent:
+        what = f"{', '.join(absent)} not installed: what imports them does not run ({_INSTALL})"
+        print(f"nki_kernels conformance: {what}", file=sys.stderr)
     entries = _run(library, files, options)
     commit = commit_of(library)
     print(_json(entries, commit, options) if options.json else _table(entries, commit, options))
@@ -134,14 +139,11 @@ def _in_child() -> int:
 def _problem(library: Path) -> str:
     if not (library / "src" / "nkilib_src").is_dir() or not (library / TESTS).is_dir():
         return f"no src/nkilib_src and {TESTS.as_posix()} in {library}"
-    missing = [
-        name
-        for name in ("torch", "pytest", "scipy", "typing_extensions")
-        if importlib.util.find_spec(name) is None
-    ]
-    if missing:
-        return f"{', '.join(missing)} not installed (pip install 'nki-kernels[conformance]')"
-    return ""
+    return "" if not _absent("pytest") else f"pytest is not installed ({_INSTALL})"
+
+
+def _absent(*names: str) -> list[str]:
+    return [name for name in names if importlib.util.find_spec(name) is None]
 
 
 def _name(library: Path, file: Path) -> str:
@@ -207,7 +209,8 @@ def _run(library: Path, files: Sequence[Path], options: Any) -> list[Entry]:
         settings.write_text("[pytest]\n")
         arguments = [
             "-c", str(settings), f"--rootdir={library}", "--noconftest", "-q", "-W", "ignore",
-            "-p", "no:cacheprovider", "-p", "nki_kernels.conformance.plugin", "--tb=no",
+            "--continue-on-collection-errors", "-p", "no:cacheprovider", "--tb=no",
+            "-p", "nki_kernels.conformance.plugin",
             f"--library={library}", f"--rows={options.rows}", f"--megabytes={options.megabytes}",
             f"--seconds={options.seconds}",
             f"--platform-target={options.target}",
