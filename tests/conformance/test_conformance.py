@@ -171,9 +171,8 @@ def test_entries_that_do_not(library):
     assert all(why.startswith("compare: Mismatch: y: ") for why in faulty["why_not"])
     (finding,) = faulty["findings"]
     assert finding.startswith("UninitializedRead: nisa.tensor_scalar at ")
-    assert list(entries["core/faulty/broken"]["why_not"]) == [
-        "import: E ModuleNotFoundError: No module named 'nothing'"
-    ]
+    (why,) = entries["core/faulty/broken"]["why_not"]
+    assert why.endswith("ModuleNotFoundError: No module named 'nothing'")
     assert entries["core/faulty/other"]["why_not"] == {"no row for trn2": 1}
 
 
@@ -239,7 +238,7 @@ ROW = np.linspace(1, 2, 64, dtype=np.float32)
     ],
 )
 def test_the_comparison(got, want, problem):
-    found = difference("y", got, want, rtol=0.01, atol=0.0)
+    found = difference("y", got, want, 0.01, 0.0)
     assert found.problem.startswith(problem)
     assert bool(found.problem) == bool(problem)
     assert (found.worst > 1) == bool(problem)

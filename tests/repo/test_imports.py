@@ -97,8 +97,8 @@ ROOMS = (
         "conformance",
         ("nki_kernels.conformance",),
         frozenset({"conformance", "machine", "hardware", "package", "nki"}),
-        CORE_PACKAGES,
-        late=frozenset({"torch"}),  # AWS's references are written in it
+        # It runs AWS's test files: with pytest, and with the package `test` of AWS's checkout.
+        CORE_PACKAGES | {"pytest", "test"},
     ),
     # ml_dtypes only adds NumPy's missing dtypes.
     Room("reference", ("reference",), frozenset({"reference"}), CORE_PACKAGES),
