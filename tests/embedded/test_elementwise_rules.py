@@ -305,9 +305,9 @@ def test_activation_rule(rule):
     check(rule, "activation", __file__)
 
 
-def test_activation_takes_no_engine():
+def test_activation_reduce_takes_no_engine():
     with pytest.raises(TypeError, match="engine"):
-        traced(act(S(4, 6), nl.exp, S(4, 6), engine=SCALAR))
+        nisa.activation_reduce(None, nl.exp, None, nl.add, None, engine=SCALAR)
 
 
 def iota(dst, pattern, **options):
