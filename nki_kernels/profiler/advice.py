@@ -1,7 +1,8 @@
 """What to change first: performance faults by name, with the kernel lines and the time at stake.
 
-Each rule looks for one fault. The time at stake is an upper bound of what removing it saves; advice
-below its threshold is not given, so that a good kernel is not accused of its small change. AWS's
+Each rule looks for one fault. The time at stake is what the fault itself takes: removing it saves
+less where something else limits as well, and more where others waited for it. Advice below its
+threshold is not given, so that a good kernel is not accused of its small change. AWS's
 own thresholds are used where it published one: a compute engine active 90 % or memory bandwidth
 used to 60 % is good, transfers of 32 KiB and contiguous runs of 512 B, transposes above 10 % of the
 hardware FLOPs, spill reloads above 25 % of the HBM reads (NKI performance guide, Neuron Explorer).
@@ -42,7 +43,7 @@ class Advice:
     Attributes:
         name: the fault's name, stable; what a test or a script looks for.
         text: what is, with values, and what to do.
-        at_stake_ns: upper bound of what removing it saves.
+        at_stake_ns: what the fault itself takes.
         at_stake_percent: the same in percent of the total time.
         events: events that show it, the first of them for a click.
         places: the kernel lines concerned, most concerned first (indices of `Sites.frames`).

@@ -13,7 +13,7 @@ from nki_kernels.hardware.spec import CoreSpec
 from nki_kernels.machine.placement import Placement
 from nki_kernels.machine.timeline import Timeline
 from nki_kernels.machine.trace import DmaWork, PeWork
-from nki_kernels.profiler.faults import spill_bytes
+from nki_kernels.profiler.movement import spill_bytes
 
 #: MFU counts against the 2-byte peak whatever the operands, as Neuron's profiler does.
 MFU_DTYPE = "bfloat16"

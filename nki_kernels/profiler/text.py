@@ -32,7 +32,7 @@ def _advice(profile: Profile) -> Iterator[str]:
     if not profile.advice:
         yield "No performance fault found of those this profiler knows."
         return
-    yield "What to change first (and the share of the time at stake, at most)"
+    yield "What to change first (and the share of the time at stake)"
     for number, advice in enumerate(profile.advice, 1):
         yield f"  {number}. {advice.name} ({advice.at_stake_percent:.0f} %)"
         yield from _wrapped(advice.text, 5)

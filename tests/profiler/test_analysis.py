@@ -39,14 +39,14 @@ def drawn(x, steps, fixed):
     tile = nl.ndarray(x.shape, dtype=x.dtype, buffer=nl.sbuf, address=address)
     bank = nl.ndarray((x.shape[1], x.shape[1]), dtype=nl.float32, buffer=nl.psum)
     nisa.dma_copy(dst=tile, src=x)
-    nisa.nc_matmul(dst=bank, stationary=tile, moving=tile)
+    nisa.nc_matmul(dst=bank, stationary=tile, moving=tile, accumulate=False)
     for step in steps:
         if step == "load":
             nisa.dma_copy(dst=tile, src=x)
         elif step == "store":
             nisa.dma_copy(dst=out, src=tile)
         elif step == "matmul":
-            nisa.nc_matmul(dst=bank, stationary=tile, moving=tile)
+            nisa.nc_matmul(dst=bank, stationary=tile, moving=tile, accumulate=False)
         elif step == "evict":
             nisa.tensor_copy(dst=tile, src=bank[: x.shape[0], :], engine=nisa.engine.vector)
         elif step in ("exp", "square"):

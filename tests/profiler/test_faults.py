@@ -71,7 +71,7 @@ def test_the_advice_names_the_spoiled_line(fault):
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_the_fault_costs_time_and_the_stake_is_an_upper_bound_in_kind(fault):
+def test_the_fault_costs_time_and_something_is_at_stake(fault):
     good, bad = profiled("none"), profiled(fault)
     assert bad.timeline.total_ns > good.timeline.total_ns
     (advice,) = [a for a in bad.advice if a.name == fault]

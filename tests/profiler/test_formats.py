@@ -248,8 +248,8 @@ def test_the_frame_of_a_notebook_runs(good, tmp_path):
     with chromium.browser(tmp_path / "home") as page:
         page.open(tmp_path / "cell.html")
         page.js(
-            "new Promise(done => { const look = () => { const inner = frames[0].document."
-            "documentElement.dataset; inner.readyMs || inner.error ? done() : setTimeout(look, 20);"
+            "new Promise(done => { const look = () => { const inner = (frames[0].document."
+            "documentElement || {}).dataset || {}; inner.readyMs || inner.error ? done() : setTimeout(look, 20);"
             "}; look(); })"
         )
         title = page.js("frames[0].document.getElementById('kernel').textContent")

@@ -55,7 +55,7 @@ function advice(meta, act) {
       make("p", {}, "None of the performance faults this profiler knows.")));
   }
   meta.advice.forEach((item, i) => $("advice").append(make("li", { onclick: () => act(i) },
-    make("span", { class: "share" }, `up to ${percent(item.at_stake_percent)}`),
+    make("span", { class: "share" }, `${percent(item.at_stake_percent)} at stake`),
     make("b", {}, item.name), make("p", {}, item.text))));
 }
 
@@ -84,6 +84,17 @@ function pathShares(data) {
     make("div", { class: "legend" }, ...shares.map(([name, { colour, us }]) => make("span", {},
       make("i", { style: `background:${colour}` }), `${name} `, make("span", { class: "dim" },
         `${time(us)}, ${percent(100 * us / total)}`)))));
+}
+
+/** The lines with the most time on the critical path. */
+function hottest(meta, act) {
+  const top = meta.lines.filter((line) => line.path_us > 0).slice(0, 6);
+  const total = meta.summary.total_time_us;
+  $("lines").append(...top.map((line) => make("div", { class: "hot", onclick: () => act(line) },
+    make("span", { class: "us" }, time(line.path_us)),
+    make("span", { class: "track" }, make("i", { style: `width:${100 * line.path_us / total}%` })),
+    make("span", { class: "dim" }, `line ${line.line}`),
+    make("span", { class: "mono", title: placeName(line) }, line.text))));
 }
 
 /** Log-log roofline as SVG. */
@@ -230,6 +241,10 @@ class Page {
     memory(data.meta);
     this.timeline = new Timeline(data, $("canvas"), $("overview"),
       { hover: (found, e) => this.hover(found, e), select: (event) => this.select(event) });
+    hottest(data.meta, (line) => {
+      const place = this.source.places.get(`${line.file}:${line.line}`);
+      this.mark(data.atPlace(place), place);
+    });
     this.source = new Source(data, (place) => this.mark(data.atPlace(place), place));
     this.timeline.fit();
     this.controls();
