@@ -128,7 +128,8 @@ def _default(value: Any) -> str:
     if isinstance(value, enum.Enum):
         kind = type(value).__name__
         return f"{'engine' if kind == 'Engine' else kind}.{value.name}"
-    return repr(value)
+    # As ruff writes it: it formats the code blocks of the pages too.
+    return repr(value).replace("e+", "e")
 
 
 # -- the matrix ------------------------------------------------------------------------------------
