@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from nki_kernels.hardware.spec import CoreSpec, Engine
 from nki_kernels.machine.costs import pe_timing, stream_timing
 from nki_kernels.machine.dtypes import as_dtype
@@ -188,7 +190,8 @@ def collisions(case: Case) -> Iterator[Advice]:
         (Cause.port, "shared port", "the SBUF port that GpSimd and Vector's fast modes share",
          "move the work off GpSimd, or run it while Vector is idle"),
     ):  # fmt: skip
-        waits = {n: _idle_before(case, n) for n, c in enumerate(case.timeline.cause) if c == cause}
+        numbers = np.flatnonzero(case.timeline.cause == cause).tolist()
+        waits = {number: _idle_before(case, number) for number in numbers}
         total = sum(waits.values())
         at_stake = min(total, case.idle_ns)
         if case.percent(at_stake) >= SMALL_PERCENT and case.matters(*_EVICTING, Engine.gpsimd):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 
+import nki.isa as nisa
+import nki.language as nl
 import numpy as np
 import pytest
 
@@ -88,3 +90,93 @@ def test_no_fault_changes_a_result(fault):
     out, _ = nki_kernels.profile(mlp, *halves, fault=fault, target="trn2").result
     good, _ = nki_kernels.profile(mlp, *halves, target="trn2").result
     assert np.array_equal(out, good)
+
+
+# -- faults beyond the ten, each with its clean twin -----------------------------------------------
+
+
+def spilling(x, spill):
+    """exp(exp(x)), by way of HBM or not."""
+    out = nl.ndarray(x.shape, dtype=x.dtype, buffer=nl.shared_hbm)
+    there = nl.ndarray(x.shape, dtype=x.dtype, buffer=nl.private_hbm)
+    for start in range(0, x.shape[0], 128):
+        tile = nl.ndarray((128, x.shape[1]), dtype=x.dtype, buffer=nl.sbuf)
+        nisa.dma_copy(dst=tile, src=x[start : start + 128, :])
+        nisa.activation(dst=tile, op=nl.exp, data=tile)
+        again = tile
+        if spill:
+            again = nl.ndarray((128, x.shape[1]), dtype=x.dtype, buffer=nl.sbuf)
+            nisa.dma_copy(dst=there[start : start + 128, :], src=tile)
+            nisa.dma_copy(dst=again, src=there[start : start + 128, :])
+        nisa.activation(dst=again, op=nl.exp, data=again)
+        nisa.dma_copy(dst=out[start : start + 128, :], src=again)
+    return out
+
+
+@pytest.mark.parametrize("spill", [True, False])
+def test_spills_are_traffic_of_tensors_that_are_neither_input_nor_output(spill):
+    x = nki_kernels.Abstract((512, 2048), "float32")
+    profile = nki_kernels.profile(spilling, x, spill, target="trn2")
+    figures = profile.summary()
+    moved = 512 * 2048 * 4 if spill else 0
+    assert (figures["spill_save_bytes"], figures["spill_reload_bytes"]) == (moved, moved)
+    assert ("spills" in names(profile)) == spill
+    if spill:
+        (advice,) = [a for a in profile.advice if a.name == "spills"]
+        assert "50 % of the HBM reads fetch back intermediate tensors" in advice.text
+
+
+def crowded(x, engine, rounds):
+    """Vector's fast mode and another engine side by side: GpSimd shares Vector's port to SBUF."""
+    out = nl.ndarray(x.shape, dtype=x.dtype, buffer=nl.shared_hbm)
+    tiles = [nl.ndarray(x.shape, dtype=x.dtype, buffer=nl.sbuf) for _ in range(4)]
+    nisa.dma_copy(dst=tiles[0], src=x)
+    nisa.dma_copy(dst=tiles[2], src=x)
+    for _ in range(rounds):
+        nisa.tensor_copy(dst=tiles[1], src=tiles[0], engine=nisa.engine.vector)
+        nisa.tensor_copy(dst=tiles[3], src=tiles[2], engine=engine)
+    nisa.dma_copy(dst=out, src=tiles[1])
+    return out
+
+
+@pytest.mark.parametrize("name", ["gpsimd", "scalar"])
+def test_the_port_that_gpsimd_and_vector_share(name):
+    x = nki_kernels.Abstract((128, 2048), "bfloat16")
+    engine = getattr(nisa.engine, name)
+    profile = nki_kernels.profile(crowded, x, engine, 40, target="trn2")
+    assert ("shared port" in names(profile)) == (name == "gpsimd")
+
+
+def flipping(x, w, count):
+    """`count` transposes of fresh data for eight matmuls."""
+    out = nl.ndarray((128, 512), dtype=nl.float32, buffer=nl.shared_hbm)
+    tile = nl.ndarray(x.shape, dtype=x.dtype, buffer=nl.sbuf)
+    weight = nl.ndarray(w.shape, dtype=w.dtype, buffer=nl.sbuf)
+    total = nl.ndarray((128, 512), dtype=nl.float32, buffer=nl.psum)
+    result = nl.ndarray((128, 512), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.dma_copy(dst=tile, src=x)
+    nisa.dma_copy(dst=weight, src=w)
+    for index in range(40):
+        moved = tile[:, 0:128]
+        if index < count:
+            bank = nl.ndarray((128, 128), dtype=x.dtype, buffer=nl.psum)
+            moved = nl.ndarray((128, 128), dtype=x.dtype, buffer=nl.sbuf)
+            part = tile[:, 128 * index : 128 * (index + 1)]
+            nisa.nc_transpose(dst=bank, data=part, engine=nisa.engine.tensor)
+            nisa.tensor_copy(dst=moved, src=bank)
+        nisa.nc_matmul(dst=total, stationary=moved, moving=weight, accumulate=index > 0)
+    nisa.tensor_copy(dst=result, src=total)
+    nisa.dma_copy(dst=out, src=result)
+    return out
+
+
+@pytest.mark.parametrize(("count", "said"), [(40, True), (18, True), (17, False), (0, False)])
+def test_transposes_above_ten_percent_of_the_flops_are_too_many(count, said):
+    """One transpose is 128 of a matmul's 512 rows: 40 of 40 are 20 %, 18 are 10.1 %."""
+    x, w = (nki_kernels.Abstract(s, "bfloat16") for s in ((128, 128 * 40), (128, 512)))
+    profile = nki_kernels.profile(flipping, x, w, count, target="trn2")
+    figures = profile.summary()
+    share = figures["transpose_flops"] / figures["hardware_flops"]
+    assert share == count * 128 / (count * 128 + 40 * 512)
+    assert ("transposes" in names(profile)) == said == (share > 0.1)
+    assert "redundant transposes" not in names(profile)

@@ -249,8 +249,8 @@ def test_the_frame_of_a_notebook_runs(good, tmp_path):
         page.open(tmp_path / "cell.html")
         page.js(
             "new Promise(done => { const look = () => { const inner = (frames[0].document."
-            "documentElement || {}).dataset || {}; inner.readyMs || inner.error ? done() : setTimeout(look, 20);"
-            "}; look(); })"
+            "documentElement || {}).dataset || {}; inner.readyMs || inner.error ? done() : "
+            "setTimeout(look, 20); }; look(); })"
         )
         title = page.js("frames[0].document.getElementById('kernel').textContent")
         assert title == "mlp on trn2"

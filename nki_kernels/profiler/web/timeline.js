@@ -50,6 +50,7 @@ class Timeline {
       canvas.getContext("2d").setTransform(ratio, 0, 0, ratio, 0, 0);
     }
     this.drawn = null;
+    this.strips = null;
     this.redraw();
   }
 
@@ -154,6 +155,8 @@ class Timeline {
       const share = Math.min(1, (busy[j] - busy[i]) / px);
       g.globalAlpha = alpha * (0.35 + 0.65 * share);
       const h = Math.max(2, row.height * Math.sqrt(share));
+      // One colour for a mixture, or the choice of the first would draw stripes.
+      if (j - i > 1 && row.kind === "engine") g.fillStyle = engineColour(row.name.split(" ")[0]);
       g.fillRect(column, row.y + row.height - h, 1, h);
       g.globalAlpha = alpha;
       i = j;
@@ -211,13 +214,14 @@ class Timeline {
     g.font = "11px system-ui, \"DejaVu Sans\", sans-serif";
     g.textBaseline = "middle";
     g.textAlign = "center";
-    const digits = Math.max(0, -Math.floor(Math.log10(step)));
+    const [unit, scale] = step >= 1000 ? ["ms", 1000] : ["µs", 1];
+    const digits = Math.max(0, -Math.floor(Math.log10(step / scale)));
     for (let t = Math.ceil(this.t0 / step) * step; t <= this.t1; t += step) {
       const x = Math.round(this.x(t)) + 0.5;
       g.fillStyle = this.theme.line;
       g.fillRect(x, AXIS - 6, 1, this.height);
       g.fillStyle = this.theme.dim;
-      g.fillText(`${t.toFixed(digits)} µs`, x, 8);
+      g.fillText(`${(t / scale).toFixed(digits)} ${unit}`, x, 8);
     }
   }
 
@@ -265,17 +269,29 @@ class Timeline {
     g.restore();
   }
 
-  drawOverview() {
-    const g = this.overview.getContext("2d"), width = this.overview.clientWidth - GUTTER;
-    const engines = this.rows.filter((row) => row.kind === "engine" || row.kind === "payload");
-    const height = 28 / Math.max(engines.length, 1), [t0, t1] = [this.t0, this.t1];
-    g.clearRect(0, 0, this.overview.clientWidth, 34);
+  /** The whole run in small, drawn once. */
+  drawStrips() {
+    const strips = document.createElement("canvas"), g = strips.getContext("2d");
+    const rows = this.rows.filter((row) => row.kind === "engine" || row.kind === "payload");
+    const height = 28 / Math.max(rows.length, 1), [t0, t1] = [this.t0, this.t1];
+    strips.width = this.overview.width;
+    strips.height = this.overview.height;
+    g.setTransform(this.overview.getContext("2d").getTransform());
     [this.t0, this.t1] = [0, this.data.end];
-    engines.forEach((row, i) => {
-      const strip = { y: 3 + i * height, height: Math.max(1.5, height - 1) };
+    rows.forEach((row, i) => {
+      const strip = { ...row, y: 3 + i * height, height: Math.max(1.5, height - 1) };
       this.boxes(g, strip, row.boxes, false);
     });
     [this.t0, this.t1] = [t0, t1];
+    return strips;
+  }
+
+  drawOverview() {
+    const g = this.overview.getContext("2d"), width = this.overview.clientWidth - GUTTER;
+    const [t0, t1] = [this.t0, this.t1];
+    this.strips = this.strips || this.drawStrips();
+    g.clearRect(0, 0, this.overview.clientWidth, 34);
+    g.drawImage(this.strips, 0, 0, this.overview.clientWidth, 34);
     const left = GUTTER + Math.max(0, t0 / this.data.end) * width;
     const right = GUTTER + Math.min(1, t1 / this.data.end) * width;
     g.fillStyle = this.theme.ink;
