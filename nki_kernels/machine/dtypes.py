@@ -138,9 +138,14 @@ def _lookup(value: Any) -> DType | None:
     if type(value).__module__.partition(".")[0] == "torch":
         return _BY_NAME.get(str(value).removeprefix("torch."))
     try:
-        return _BY_HOST.get(np.dtype(value))
+        kind = np.dtype(value)
     except (TypeError, ValueError):
         return None
+    if kind.names is not None:
+        # NumPy has no packed types; a record with one field of the type's name carries one.
+        named = _BY_NAME.get(kind.names[0]) if len(kind.names) == 1 else None
+        return named if named is not None and named.host == kind[0] else None
+    return _BY_HOST.get(kind)
 
 
 _INT_BOUNDS: dict[np.dtype[Any], tuple[float, float]] = {

@@ -229,3 +229,12 @@ def test_no_type_says_which_exist(value):
 def test_a_copy_of_a_type_is_the_type(dtype):
     assert copy.deepcopy([dtype])[0] is dtype
     assert pickle.loads(pickle.dumps(dtype)) is dtype
+
+
+def test_a_record_of_one_field_carries_a_packed_type():
+    for packed in (nl.float8_e4m3fn_x4, nl.float8_e5m2_x4, nl.float4_e2m1fn_x4):
+        assert as_dtype(np.dtype([(str(packed), packed.host)])) is packed
+    for other in ([("float8_e5m2_x4", np.uint16)], [("x", np.uint32)],
+                  [("float8_e5m2_x4", np.uint32), ("b", np.uint32)]):  # fmt: skip
+        with pytest.raises(DtypeError):
+            as_dtype(np.dtype(other))
