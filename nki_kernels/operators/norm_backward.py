@@ -38,12 +38,18 @@ _LAYER_CHUNK = 2048
 _RMS_CHUNK_BYTES = 4 + 4 + 2 + 4 + 4 + 2
 _LAYER_CHUNK_BYTES = 4 + 4 + 4 + 2 + 2 + 4 + 4 + 2 + 2
 
-#: Room for the tiles of a chunk between rows, as a multiple of their size; see `norm`.
-_BETWEEN_ROWS = 1.25
+#: With chunks shorter than this, overlapping row tiles are slower than long chunks without (model).
+_SHORTEST_OVERLAPPING = 1024
+
+#: Room for the tiles of a chunk where row tiles overlap, as a multiple of their size. With less,
+#: layer_norm's engines wait for memory: at 16384 columns it is faster without overlap (model).
+_RMS_BETWEEN_ROWS, _LAYER_BETWEEN_ROWS = 1.25, 2.0
 
 #: Shares of a chunk's columns: products on GpSimd; statistics on Vector (model, unvalidated).
 _RMS_POOL_SHARE = 25 / 32
 _LAYER_POOL_SHARE = 15 / 16
+#: Without overlap Vector has nothing else to do while GpSimd works.
+_ALONE_POOL_SHARE = 1 / 2
 _VECTOR_STATS_SHARE = 3 / 4
 
 
@@ -52,12 +58,14 @@ def _blocks(columns: int, spec: CoreSpec) -> int:
     return max(1, math.ceil(columns / spec.stationary_fmax)) * spec.stationary_fmax
 
 
-def _room(spec: CoreSpec) -> int:
-    """Bytes of a partition for rows and chunks; a few hundredths are lost in gaps between them."""
-    return spec.sbuf_usable_bytes * 97 // 100 - norm.SLACK_BYTES
+#: The share of SBUF that tiles can take, by the bytes of an element: where 2-byte chunks lie
+#: between float32 ones, the gaps between them hold nothing.
+_PACKED = {2: 0.95, 4: 0.98}
 
 
-def _needed(axes: Axes, itemsize: int, layer: bool, overlap: bool, chunk: int, ahead: int) -> float:
+def _needed(
+    axes: Axes, itemsize: int, layer: bool, overlap: bool, chunk: int, ahead: int, spec: CoreSpec
+) -> float:
     """Bytes of a partition that rows, the weight and the chunks in flight take.
 
     layer_norm keeps g in float32 and not dy. A row tile that overlaps with the next shares its
@@ -68,24 +76,27 @@ def _needed(axes: Axes, itemsize: int, layer: bool, overlap: bool, chunk: int, a
     held = max(4, itemsize) if layer else itemsize
     rows = (2 if overlap else 1) * size * itemsize + size * held
     loads = 2 * (ahead + 1) * width * itemsize
-    share = _BETWEEN_ROWS if overlap else 1
+    share = (_LAYER_BETWEEN_ROWS if layer else _RMS_BETWEEN_ROWS) if overlap else 1.0
     # Float32 per chunk: two row tiles' sums and, of layer_norm, three row tiles' triples.
     sums = math.ceil(size / width) * 4 * (2 * 2 + 3 * 3 if layer else 2 * 2)
+    # The column sums themselves, a column per block and parameter.
+    sums += math.ceil(size / spec.stationary_fmax) * 4 * (2 if layer else 1)
     return size * itemsize + rows + share * (loads + width * each) + sums
 
 
 def _fit(axes: Axes, itemsize: int, layer: bool, spec: CoreSpec) -> tuple[int, int, bool]:
     """Return (chunk, chunks ahead, overlap): overlapping row tiles before long chunks."""
-    room, least = _room(spec), spec.stationary_fmax
+    room = spec.sbuf_usable_bytes * _PACKED[itemsize] - norm.SLACK_BYTES
+    least = spec.stationary_fmax
     longest = _LAYER_CHUNK if layer else _RMS_CHUNK
     for overlap in (True, False):
         count = math.ceil(axes["H"] / longest)
         while True:
             # Chunks of one length: a short last one would leave engines idle.
             chunk = _blocks(math.ceil(axes["H"] / count), spec)
-            if _needed(axes, itemsize, layer, overlap, chunk, 1) <= room:
+            if _needed(axes, itemsize, layer, overlap, chunk, 1, spec) <= room:
                 return chunk, 1, overlap
-            if chunk == least:
+            if chunk <= (_SHORTEST_OVERLAPPING if overlap else least):
                 break
             count += 1
     return least, 0, False
@@ -93,13 +104,13 @@ def _fit(axes: Axes, itemsize: int, layer: bool, spec: CoreSpec) -> tuple[int, i
 
 def _limits(layer: bool, axes: Axes, dtype: str, spec: CoreSpec) -> tuple[str, ...]:
     itemsize, block = as_dtype(dtype).itemsize, spec.stationary_fmax
-    room = _room(spec)
+    room = spec.sbuf_usable_bytes * _PACKED[itemsize] - norm.SLACK_BYTES
 
     def fits(size: int) -> bool:
-        return _needed({"H": size}, itemsize, layer, False, block, 0) <= room
+        return _needed({"H": size}, itemsize, layer, False, block, 0, spec) <= room
 
-    # The column sums of a parameter take one bank of PSUM, a column per block.
-    most = block * (spec.psum_bank_bytes // 4)
+    # The column sums of a row tile take one bank of PSUM, a column per block and parameter.
+    most = block * (spec.psum_bank_bytes // (8 if layer else 4))
     most = bisect.bisect_left(range(1, most + 1), True, key=lambda size: not fits(size))
     if axes["H"] <= most:
         return ()
@@ -134,7 +145,7 @@ def _layer_configure(axes: Axes, dtype: str, spec: CoreSpec) -> LayerNormBackwar
     width = min(chunk, axes["H"])
     return LayerNormBackwardConfig(
         chunk=chunk,
-        pool=int(width * _LAYER_POOL_SHARE),
+        pool=int(width * (_LAYER_POOL_SHARE if overlap else _ALONE_POOL_SHARE)),
         vector_stats=int(width * _VECTOR_STATS_SHARE),
         ahead=ahead,
         overlap=overlap,

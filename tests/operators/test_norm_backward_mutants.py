@@ -48,15 +48,14 @@ class Patch:
 
 def keep_the_sums_of_the_last_row_tile(patch):
     """Overwrite the column sums with every row tile."""
-    patch.piece("add_column_sums", lambda real, *a: real(*a[:-1], True))
+    patch.piece("collect", lambda real, *a: real(*a[:-1], True))
 
 
 def leave_out_the_last_block(patch):
-    def fewer(real, sums, terms, at, factor, first):
-        if at + terms.shape[1] < H or first:
-            real(sums, terms, at, factor, first)
+    def fewer(real, total, sums, size, first):
+        real(total, sums, size if first else size - 1, first)
 
-    patch.piece("add_column_sums", fewer)
+    patch.piece("collect", fewer)
 
 
 def forget_the_weight(patch):
@@ -221,23 +220,25 @@ def test_instructions_are_exactly_the_formula(op, weighted, shape):
     whole, rest = h // block, h % block > 0
     ends = pieces(whole, TOY.partitions) * (1 + layer)
     reduces = chunks > 1
+    parts = ((whole > 0) + rest) * (1 + layer)
     counts = Counter(
         dma_copy=3 * tiles * chunks + weighted + ends + rest * (1 + layer),
         nc_matmul=tiles * pieces(h, block) * (1 + layer),
         nc_transpose=ends,
-        tensor_copy=2 * ends + rest * (1 + layer),
+        # Once per part of the sums the first row tile's, and each end.
+        tensor_copy=(parts + ends + rest * (1 + layer)),
         memset=1 + layer + (3 * scalar if layer else 0),
         bn_stats=tiles * stats,
         bn_aggr=tiles * layer,
     )
     if layer:
-        counts["tensor_tensor"] = tiles * 2 * shares * weighted
+        counts["tensor_tensor"] = tiles * 2 * shares * weighted + (tiles - 1) * parts
         # Two passes of statistics, the root, two row sums, and one part of dx.
         counts["activation"] = tiles * (2 * scalar + 1 + 3 * chunks)
         counts["scalar_tensor_tensor"] = tiles * (2 * chunks + 4)
         counts["tensor_reduce"] = 2 * tiles * reduces
     else:
-        counts["tensor_tensor"] = tiles * shares * (1 + weighted)
+        counts["tensor_tensor"] = tiles * shares * (1 + weighted) + (tiles - 1) * parts
         # Squares, the root, the row sum; without a weight Scalar scales dy.
         counts["activation"] = tiles * (2 * chunks + 1 + (not weighted) * chunks)
         counts["scalar_tensor_tensor"] = tiles * ((1 + weighted) * chunks + 2)

@@ -54,7 +54,7 @@ def rms_norm(n, h, present, config):
     stores = (tiles - 1) * pieces(0, h, config.chunk) + pieces(0, h, config.piece)
     return {
         "memset": 1,
-        "dma_copy": tiles * pieces(0, h, config.piece) + len(present) + stores,
+        "dma_copy": pieces(0, h, config.piece) + tiles - 1 + len(present) + stores,
         # The squares, and one reciprocal square root.
         "activation": tiles * (pieces(0, h, config.chunk) + 1),
         "scalar_tensor_tensor" if present else "tensor_scalar": stores,
@@ -80,7 +80,7 @@ def scaling(present, engine):
 def layer_norm(n, h, present, config):
     tiles = pieces(0, n, TOY.partitions)
     counts = Counter(
-        memset=1, dma_copy=tiles * pieces(0, h, config.piece) + len(present),
+        memset=1, dma_copy=pieces(0, h, config.piece) + tiles - 1 + len(present),
         bn_aggr=tiles, activation=tiles,
     )  # fmt: skip
     for index in range(tiles):

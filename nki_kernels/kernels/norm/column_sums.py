@@ -1,8 +1,9 @@
 """Sums over rows, for the gradients of the parameters: products with a column, on PE.
 
 Block j of the columns (as many as PE has stationary columns) is the stationary operand and sums to
-column j of one PSUM tile, over all row tiles. As the moving operand it would fill all of PSUM from
-4096 columns on, and a NaN of one block would reach the others.
+column j of one PSUM tile per row tile; Vector adds these up, a narrow tile per row tile. A bank of
+PSUM holds one group that is being accumulated, so none goes on from one row tile to the next. As
+the moving operand the terms would fill all of PSUM from 4096 columns on.
 """
 
 from __future__ import annotations
@@ -13,10 +14,15 @@ import nki.language as nl
 from nki_kernels.kernels.norm.rows import spans
 
 
-def column_sums(size):
-    """Return a [block, blocks] PSUM tile for the sums of `size` columns, not yet written."""
+def column_sums(size, count, buffer):
+    """Return `count` float32 tiles [block, blocks] for sums of `size` columns, not yet written.
+
+    They share a tile, and hence one bank of PSUM.
+    """
     block = nl.tile_size.gemm_stationary_fmax
-    return nl.ndarray((block, -(-size // block)), dtype=nl.float32, buffer=nl.psum)
+    blocks = -(-size // block)
+    tile = nl.ndarray((block, count * blocks), dtype=nl.float32, buffer=buffer)
+    return [tile[:, left:right] for left, right in spans(0, count * blocks, blocks)]
 
 
 def whole_blocks(columns):
@@ -25,8 +31,8 @@ def whole_blocks(columns):
     return -(-columns // block) * block
 
 
-def add_column_sums(sums, terms, at, factor, first):
-    """sums[h] += sum over rows of terms[row, h] * factor[row]; `first` overwrites.
+def sum_columns(sums, terms, at, factor):
+    """sums[h] = sum over rows of terms[row, h] * factor[row], in PSUM.
 
     `terms` [rows, columns] are those of the columns from `at` on, at the start of a block; `factor`
     is [rows, 1], of the same dtype class as `terms` (both float32, or neither).
@@ -38,8 +44,25 @@ def add_column_sums(sums, terms, at, factor, first):
             dst=sums[0 : right - left, column : column + 1],
             stationary=terms[:, left:right],
             moving=factor,
-            accumulate=not first,
+            accumulate=False,
         )
+
+
+def collect(total, sums, size, first):
+    """total += sums, those of one row tile; `first` overwrites."""
+    block = sums.shape[0]
+    whole, rest = size // block, size % block
+    parts = []
+    if whole > 0:
+        parts.append((slice(0, block), slice(0, whole)))
+    if rest > 0:
+        parts.append((slice(0, rest), slice(whole, whole + 1)))
+    for rows, columns in parts:
+        target, terms = total[rows, columns], sums[rows, columns]
+        if first:
+            nisa.tensor_copy(dst=target, src=terms)
+        else:
+            nisa.tensor_tensor(dst=target, data1=target, data2=terms, op=nl.add)
 
 
 def store_column_sums(dst, sums):
@@ -48,10 +71,8 @@ def store_column_sums(dst, sums):
     whole = size // block
     # Turned, so that a partition holds neighbours: 2-byte descriptors cost more than the turn.
     for start, stop in spans(0, whole, nl.tile_size.pmax):
-        kept = nl.ndarray((block, stop - start), dtype=nl.float32, buffer=nl.sbuf)
-        nisa.tensor_copy(dst=kept, src=sums[:, start:stop])
         turned = nl.ndarray((stop - start, block), dtype=nl.float32, buffer=nl.psum)
-        nisa.nc_transpose(dst=turned, data=kept, engine=nisa.engine.tensor)
+        nisa.nc_transpose(dst=turned, data=sums[:, start:stop], engine=nisa.engine.tensor)
         rounded = nl.ndarray((stop - start, block), dtype=dst.dtype, buffer=nl.sbuf)
         nisa.tensor_copy(dst=rounded, src=turned)
         pattern = [[block, stop - start], [1, block]]

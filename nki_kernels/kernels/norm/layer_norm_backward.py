@@ -9,9 +9,10 @@ import nki.isa as nisa
 import nki.language as nl
 
 from nki_kernels.kernels.norm.column_sums import (
-    add_column_sums,
+    collect,
     column_sums,
     store_column_sums,
+    sum_columns,
     whole_blocks,
 )
 from nki_kernels.kernels.norm.moments import merge_moments
@@ -99,7 +100,7 @@ def layer_norm_backward(dy, x, weight, eps, out_dtype, config):
     epsilon = constant_column(eps)
     ones = nl.ndarray((nl.tile_size.pmax, 1), dtype=dy.dtype, buffer=nl.sbuf)
     nisa.memset(dst=ones, value=1.0)
-    sums = {"weight": column_sums(size), "bias": column_sums(size), "ones": ones}
+    for_weight, for_bias = column_sums(size, 2, nl.sbuf)
     places, turns = _statistics(cuts, config)
     scale = None
     ready = None
@@ -127,13 +128,16 @@ def layer_norm_backward(dy, x, weight, eps, out_dtype, config):
             if chunk == 0:
                 # Only now: Vector would wait for Scalar's share of the statistics.
                 _merge(tiles[index], epsilon)
-            _multiply(tiles[index], chunk, cuts, scale, sums, index == 0, config)
+            _multiply(tiles[index], chunk, cuts, scale, ones, config)
         if "write" in step:
             index, chunk = step["write"]
             ready = _write(dx, tiles[index], chunk, cuts, line)
+            if chunk == len(cuts) - 1:
+                collect(for_weight, tiles[index]["for_weight"], size, index == 0)
+                collect(for_bias, tiles[index]["for_bias"], size, index == 0)
     store_ready(ready, config)
-    store_column_sums(dweight, sums["weight"])
-    store_column_sums(dbias, sums["bias"])
+    store_column_sums(dweight, for_weight)
+    store_column_sums(dbias, for_bias)
     return dx, dweight, dbias
 
 
@@ -185,8 +189,8 @@ def _merge(tile, epsilon):
     tile["mean"], tile["factor"] = merge_moments(tile["stats"], epsilon)
 
 
-def _multiply(tile, chunk, cuts, scale, sums, first, config):
-    """Add one chunk to the column sums, and sum g and g * (x - mean) along the rows."""
+def _multiply(tile, chunk, cuts, scale, ones, config):
+    """Sum one chunk along the columns, and g and g * (x - mean) along the rows."""
     left, right = cuts[chunk]
     columns, slope = tile["x"][chunk], tile["dy"][chunk]
     rows = columns.shape[0]
@@ -199,17 +203,18 @@ def _multiply(tile, chunk, cuts, scale, sums, first, config):
         op1=nl.multiply,
         operand1=slope,
     )
-    add_column_sums(sums["weight"], terms, left, tile["factor"], first)
-    add_column_sums(sums["bias"], slope, left, sums["ones"][0:rows, :], first)
+    if chunk == 0:
+        tile["for_weight"], tile["for_bias"] = column_sums(cuts[-1][1], 2, nl.psum)
+        tile["sum_g"] = nl.ndarray((rows, len(cuts)), dtype=nl.float32, buffer=nl.sbuf)
+        tile["sum_gs"] = nl.ndarray((rows, len(cuts)), dtype=nl.float32, buffer=nl.sbuf)
+    sum_columns(tile["for_weight"], terms, left, tile["factor"])
+    sum_columns(tile["for_bias"], slope, left, ones[0:rows, :])
     weighted, slopes = terms, slope
     if scale is not None:
         slopes = multiply_shared(slope, scale[0:rows, left:right], config)
         weighted = multiply_shared(terms, scale[0:rows, left:right], config)
     tile["dy"][chunk] = None
     tile["g"].append(slopes)
-    if chunk == 0:
-        tile["sum_g"] = nl.ndarray((rows, len(cuts)), dtype=nl.float32, buffer=nl.sbuf)
-        tile["sum_gs"] = nl.ndarray((rows, len(cuts)), dtype=nl.float32, buffer=nl.sbuf)
     accumulate_chunk(nl.copy, slopes, tile["sum_g"][:, chunk : chunk + 1], True)
     accumulate_chunk(nl.copy, weighted, tile["sum_gs"][:, chunk : chunk + 1], True)
 

@@ -9,9 +9,10 @@ import nki.isa as nisa
 import nki.language as nl
 
 from nki_kernels.kernels.norm.column_sums import (
-    add_column_sums,
+    collect,
     column_sums,
     store_column_sums,
+    sum_columns,
     whole_blocks,
 )
 from nki_kernels.kernels.norm.rows import (
@@ -88,7 +89,7 @@ def rms_norm_backward(dy, x, weight, eps, out_dtype, config):
     dweight = nl.ndarray((size,), dtype=out_dtype, buffer=nl.shared_hbm)
     cuts = spans(0, size, whole_blocks(config.chunk))
     tiles = [{"rows": span, "x": [], "dy": []} for span in row_spans(rows)]
-    sums = column_sums(size)
+    (sums,) = column_sums(size, 1, nl.sbuf)
     epsilon = constant_column(eps)
     scale = None
     ready = None
@@ -108,10 +109,12 @@ def rms_norm_backward(dy, x, weight, eps, out_dtype, config):
             _measure(tiles[index], chunk, cuts, size, epsilon)
         if "multiply" in step:
             index, chunk = step["multiply"]
-            _multiply(tiles[index], chunk, cuts, scale, sums, index == 0, config)
+            _multiply(tiles[index], chunk, cuts, scale, config)
         if "write" in step:
             index, chunk = step["write"]
             ready = _write(dx, tiles[index], chunk, cuts, scale)
+            if chunk == len(cuts) - 1:
+                collect(sums, tiles[index]["sums"], size, index == 0)
     store_ready(ready, config)
     store_column_sums(dweight, sums)
     return dx, dweight
@@ -131,15 +134,16 @@ def _measure(tile, chunk, cuts, size, epsilon):
         tile["factor"] = factor
 
 
-def _multiply(tile, chunk, cuts, scale, sums, first, config):
-    """Add dy * x * r of one chunk to the column sums, and sum dy * x * weight along the rows."""
+def _multiply(tile, chunk, cuts, scale, config):
+    """Sum one chunk of dy * x * r along the columns, and dy * x * weight along the rows."""
     left, right = cuts[chunk]
     columns = tile["x"][chunk]
     rows = columns.shape[0]
     terms = multiply_shared(tile["dy"][chunk], columns, config)
-    add_column_sums(sums, terms, left, tile["factor"], first)
     if chunk == 0:
+        (tile["sums"],) = column_sums(cuts[-1][1], 1, nl.psum)
         tile["inner"] = nl.ndarray((rows, len(cuts)), dtype=nl.float32, buffer=nl.sbuf)
+    sum_columns(tile["sums"], terms, left, tile["factor"])
     weighted = terms
     if scale is not None:
         weighted = multiply_shared(terms, scale[0:rows, left:right], config)
