@@ -163,7 +163,8 @@ def install(orchestrator: type) -> None:
     """
     import nki
 
-    np.sctypeDict.update(PACKED)  # AWS's package makes NumPy know the names
+    # As AWS's package does: NumPy then knows the types by name.
+    np.sctypeDict.update(PACKED)  # type: ignore[arg-type]
     scalars = {
         name: getattr(ml_dtypes, name)
         for name in ("bfloat16", "float8_e4m3", "float8_e4m3fn", "float8_e5m2", "float4_e2m1fn")
