@@ -22,7 +22,7 @@ from nki_kernels.machine.trace import Access, DmaWork, Event, StreamWork
 from nki_kernels.profiler.gaps import REASONS
 from nki_kernels.profiler.lanes import Lane, lanes
 from nki_kernels.profiler.lines import Line, source_of
-from nki_kernels.profiler.path import Part
+from nki_kernels.profiler.path import Part, blocker
 from nki_kernels.profiler.record import record, thinned
 from nki_kernels.profiler.summary import peak_flops_per_ns
 
@@ -177,9 +177,11 @@ def _events(profile: Profile, columns: _Columns, names: _Names, tick: float) -> 
     for name in ("issue", "service", "service_end", "result"):
         columns.add(name, ticks(getattr(timeline, name)) - start)
     columns.add("cause", timeline.cause.astype(np.int64))
-    numbers = np.arange(len(events))
-    waited = timeline.cause_event
-    columns.add("back", np.where(waited >= 0, numbers - waited, 0))
+    numbers = range(len(events))
+    waited = np.array(
+        [blocker(timeline, profile.case.order, number) for number in numbers], np.int64
+    )
+    columns.add("back", np.where(waited >= 0, np.arange(len(events)) - waited, 0))
     columns.add("opcode", [names.opcode(event) for event in events])
     columns.add("detail", [names.detail(event) for event in events])
     columns.add("stack", profile.case.sites.stack_of)

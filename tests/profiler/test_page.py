@@ -14,6 +14,7 @@ import pytest
 import nki_kernels
 from nki_kernels.machine.options import Options
 from nki_kernels.profiler import Profile
+from nki_kernels.profiler.path import blocker
 from tests.profiler import browser as chromium
 from tests.profiler.browser import Browser
 from tests.profiler.kernels import awkward, empty, many, two_cores_kernel
@@ -78,10 +79,12 @@ def test_the_page_holds_the_timeline_to_the_tick(spoiled):
         moment = (start + columns[name].view(np.int32)) * tick
         assert np.max(np.abs(moment - getattr(timeline, name))) <= half
     assert np.array_equal(columns["cause"], timeline.cause)
-    back = columns["back"].astype(np.int64)
-    numbers = np.arange(len(back))
-    waited = np.where(back > 0, numbers - back, -1)
-    assert np.array_equal(waited, timeline.cause_event)
+    back = columns["back"].view(np.int32).astype(np.int64)
+    waited = np.where(back != 0, np.arange(len(back)) - back, -1)
+    order = spoiled.case.order
+    assert waited.tolist() == [blocker(timeline, order, number) for number in range(len(back))]
+    known = (timeline.cause_event >= 0) & (waited != timeline.cause_event)
+    assert {spoiled.trace.events[n].engine.name for n in np.flatnonzero(known)} <= {"tensor"}
     opcodes = [meta["opcodes"][i][1] for i in columns["opcode"]]
     assert opcodes == [event.opcode for event in spoiled.trace]
 
@@ -170,17 +173,17 @@ def test_a_click_explains_an_instruction_and_links_to_what_it_waited_for(page, s
     waits = [
         n for n, (event, cause) in enumerate(
             zip(spoiled.trace, spoiled.timeline.cause_event, strict=True)
-        ) if event.engine.name == "tensor" and cause >= 0
+        ) if event.engine.name == "vector" and cause >= 0
     ]  # fmt: skip
     number = waits[len(waits) // 2]
     source = int(spoiled.timeline.cause_event[number])
     page.js(f"profilePage.timeline.reveal({number})")
     page.frame()
-    lane = row(page, "tensor")
+    lane = row(page, "vector")
     at = page.js(f"profilePage.timeline.x(profilePage.data.start({number}))")
     page.click(lane["x"] + at + 1, lane["y"])
     details = text_of(page, "details")
-    assert f"nc_matmul #{number} on tensor" in details
+    assert f"{spoiled.trace.events[number].opcode} #{number} on vector" in details
     assert f"{spoiled.trace.events[source].opcode} #{source}" in details
     page.js("[...document.querySelectorAll('#details a')][0].click()")
     assert f"{spoiled.trace.events[source].opcode} #{source} on" in text_of(page, "details")
