@@ -1,4 +1,4 @@
-"""``python -m bench validate``: the timing model against published measurements on trn2.
+"""``python -m bench validate``: the timing model against published measurements.
 
 Only here do figures of the model and of hardware stand in one table. Parameters of the model come
 from isolated probes and documents; nothing is fitted to a whole kernel, and what misses stays.
@@ -19,6 +19,7 @@ from bench.validate.published import (
 )
 from bench.validate.reading import Ladder, Reading, ladders
 from bench.validate.report import markdown, report
+from bench.validate.trn1 import trn1_readings
 
 __all__ = ["KIND", "PARTS", "Ladder", "Reading", "broken", "ladders", "markdown", "report"]
 
@@ -34,6 +35,7 @@ PARTS: tuple[tuple[str, Callable[[], Iterator[Reading]]], ...] = (
     ("small GEMMs", gemm_readings),
     ("vector addition", addition_readings),
     ("tutorial matmuls", tutorial_readings),
+    ("tutorials on trn1", trn1_readings),
 )
 
 

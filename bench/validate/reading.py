@@ -17,7 +17,8 @@ class Reading:
     """A modelled figure beside the published one.
 
     Attributes:
-        part: "laws" (consistency), "probes" (isolated instructions) or "kernels" (whole kernels).
+        part: "laws" (consistency), "probes" (isolated instructions), "kernels" (whole kernels) or
+            "trn1" (whole kernels on the first generation, whose numbers are mostly documents').
         id: the measurement's name.
         what: what was measured.
         unit: of every figure here.
@@ -35,7 +36,7 @@ class Reading:
         missed: whether that is beyond the limit.
     """
 
-    part: Literal["laws", "probes", "kernels"]
+    part: Literal["laws", "probes", "kernels", "trn1"]
     id: str
     what: str
     unit: Literal["ns", "us", "%"]

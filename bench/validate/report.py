@@ -18,6 +18,7 @@ def report(readings: Sequence[Reading]) -> str:
         _laws([r for r in readings if r.part == "laws"]),
         _table("Isolated probes", [r for r in readings if r.part == "probes"]),
         _table("Kernels and transfers", [r for r in readings if r.part == "kernels"]),
+        _table("Tutorials", [r for r in readings if r.part == "trn1"], "trn1"),
         _ladders(ladders(readings)),
         _misses([r for r in readings if r.missed]),
         _summary([r for r in readings if r.part != "laws"]),
@@ -41,11 +42,13 @@ def _laws(readings: Sequence[Reading]) -> str:
     )
 
 
-def _table(title: str, readings: Sequence[Reading]) -> str:
+def _table(title: str, readings: Sequence[Reading], target: str = "trn2") -> str:
     if not readings:
         return ""
     rows = [_row(reading) for reading in readings]
-    return "\n".join([f"{title}: model against hardware (published), trn2", *render(rows, _HEADER)])
+    return "\n".join(
+        [f"{title}: model against hardware (published), {target}", *render(rows, _HEADER)]
+    )
 
 
 def _row(reading: Reading) -> tuple[str, ...]:

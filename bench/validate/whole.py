@@ -30,7 +30,7 @@ def _block(tensor: Any, row: int, rows: int, column: int, columns: int) -> Any:
 
 
 def _evict(out: Any, psum: Any) -> None:
-    tile = _tile(psum.shape[0], psum.shape[1])
+    tile = _tile(psum.shape[0], psum.shape[1], out.dtype)
     nisa.tensor_copy(tile, psum)
     nisa.dma_copy(dst=out, src=tile)
 
@@ -44,7 +44,7 @@ _P, _N = 128, 512
 def matmul_tiled(lhs_t: Any, rhs: Any) -> Any:
     """V01a: every tile is loaded for every product."""
     (k_size, m_size), n_size = lhs_t.shape, rhs.shape[1]
-    out = nl.ndarray((m_size, n_size), dtype=nl.float32, buffer=nl.shared_hbm)
+    out = nl.ndarray((m_size, n_size), dtype=lhs_t.dtype, buffer=nl.shared_hbm)
     for m in range(m_size // _P):
         for n in range(n_size // _N):
             psum = _bank(_P, _N)
@@ -60,7 +60,7 @@ def matmul_tiled(lhs_t: Any, rhs: Any) -> Any:
 def matmul_hoisted(lhs_t: Any, rhs: Any) -> Any:
     """V01b: a column of lhs_t tiles stays while all of rhs passes, a column at a time."""
     (k_size, m_size), n_size = lhs_t.shape, rhs.shape[1]
-    out = nl.ndarray((m_size, n_size), dtype=nl.float32, buffer=nl.shared_hbm)
+    out = nl.ndarray((m_size, n_size), dtype=lhs_t.dtype, buffer=nl.shared_hbm)
     inner = range(k_size // _P)
     for m in range(m_size // _P):
         left = [_load(_block(lhs_t, k, _P, m, _P)) for k in inner]
@@ -78,7 +78,7 @@ def matmul_blocked(lhs_t: Any, rhs: Any) -> Any:
     """V01d: blocks of 2048 x 1024 x 1024, partial sums added up in SBUF."""
     (k_size, m_size), n_size = lhs_t.shape, rhs.shape[1]
     in_m, in_n, in_k = 16, 2, 8
-    out = nl.ndarray((m_size, n_size), dtype=nl.float32, buffer=nl.shared_hbm)
+    out = nl.ndarray((m_size, n_size), dtype=lhs_t.dtype, buffer=nl.shared_hbm)
     blocks = range(m_size // (in_m * _P))
     for n in range(n_size // (in_n * _N)):
         sums = {}
@@ -101,7 +101,7 @@ def matmul_blocked(lhs_t: Any, rhs: Any) -> Any:
                         total = sums[block * in_m + m, column]
                         nisa.tensor_tensor(total, total, psum, nl.add)
         for m in range(m_size // _P):
-            packed = _tile(_P, in_n * _N)
+            packed = _tile(_P, in_n * _N, lhs_t.dtype)
             for column in range(in_n):
                 nisa.tensor_copy(_block(packed, 0, _P, column, _N), sums[m, column])
             nisa.dma_copy(dst=_block(out, m, _P, n, in_n * _N), src=packed)

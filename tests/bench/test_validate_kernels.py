@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from bench.validate import whole
+from bench.validate import trn1, whole
 from bench.validate.baselines import documented_ns, roofline_ns
 from bench.validate.run import Timed
 from nki_kernels.hardware import TRN2
@@ -30,6 +30,7 @@ def run(kernel, *args, **options):
         (whole.matmul_tiled, (), (256, 256, 1024)),
         (whole.matmul_hoisted, (), (256, 256, 1024)),
         (whole.matmul_blocked, (), (1024, 2048, 1024)),
+        (trn1.matmul_block_free, (), (256, 512, 1024)),
         (whole.gemm, (1,), (256, 256, 384)),
         (whole.gemm, (3,), (256, 256, 384)),
     ],
@@ -107,3 +108,46 @@ def test_documented_formulas_take_the_longest_engine():
     trace = run(whole.add_tiled, column, column, 128).trace
     triggers = sum(event.opcode == "dma_copy" for event in trace)
     assert documented_ns(trace) == triggers * TRN2.dma.hw_queue_ns
+
+
+def scan_of_states(delta, u, a, b, c):
+    """The selective scan, one time step after the other."""
+    state = np.zeros((*delta.shape[:1], b.shape[0]))
+    out = np.zeros(delta.shape)
+    for t in range(delta.shape[1]):
+        decay = np.exp(delta[:, t : t + 1].astype(float) * a)
+        state = decay * state + (delta[:, t] * u[:, t])[:, None] * b[:, t]
+        out[:, t] = state @ c[:, t]
+    return out
+
+
+@pytest.mark.parametrize(
+    ("kernel", "extra"),
+    [(trn1.mamba_v1, ()), (trn1.mamba_tiled, (32,)), (trn1.mamba_tiled, (8,))],
+)
+def test_mamba(kernel, extra):
+    rng = np.random.default_rng(0)
+    delta, u = (rng.random((256, 32), np.float32) for _ in range(2))
+    a = -rng.random((256, 4), np.float32)
+    b, c = (rng.standard_normal((4, 32)).astype(np.float32) for _ in range(2))
+    found = run(kernel, delta, u, a, b, c, *extra).outputs[0]
+    expected = scan_of_states(delta, u, a, b, c)
+    terms = scan_of_states(delta, u, a, np.abs(b), np.abs(c))
+    # Every term is rounded a few times a step: exponential, products, the scan, the sum of states.
+    allowed = 6 * (delta.shape[1] + b.shape[0]) * np.spacing(terms.astype(np.float32))
+    assert (np.abs(found - expected) <= allowed).all()
+
+
+def test_the_versions_of_mamba_move_less_and_less():
+    wide, narrow = Abstract((256, 64), "float32"), Abstract((4, 64), "float32")
+    arguments = (wide, wide, Abstract((256, 4), "float32"), narrow, narrow)
+    loaded = [
+        Timed(kernel, *arguments, *extra, target="trn1").timeline.hbm_read_bytes
+        for kernel, extra in ((trn1.mamba_v1, ()), (trn1.mamba_tiled, (64,)))
+    ]
+    per_tile = 2 * 128 * 64 * 4
+    rows = 2 * 2 * 4 * 128 * 64 * 4
+    assert loaded == [
+        2 * 4 * per_tile + 2 * 4 * 128 * 4 + rows,
+        2 * per_tile + 2 * 128 * 4 * 4 + rows,
+    ]
