@@ -274,7 +274,7 @@ class Dependencies:
         self._tiles: dict[int, _TileBoxes] = {}
         self._boxes: dict[tuple[_Pattern, int, int], Box] = {}
         #: Tiles some event of the core writes: nothing ever waits for the others.
-        self._written = {a.tile.id * self._cores + e.core for e in trace.events for a in e.writes}
+        self._written = {self._where(a.tile, e.core) for e in trace.events for a in e.writes}
         self._registers: dict[tuple[int, str], int] = {}
         self._before = {} if placement is None else placement.predecessors
         self._aliases = {} if placement is None else placement.aliases
@@ -286,11 +286,24 @@ class Dependencies:
         #: of the queue start no earlier, so they need not wait for it again.
         self._seen: dict[tuple[int, int], int] = {}
         self._found: dict[int, int] = {}
+        self._core = 0
+        self._event_cores = [event.core for event in trace.events]
+        #: What the kernel orders beyond its data (depends_on, with_schedule).
+        self._after: dict[int, list[int]] = {}
+        for producer, consumer in trace.orders:
+            self._after.setdefault(consumer, []).append(producer)
         for number, event in enumerate(trace.events):
             self.edges.append(self._event(number, event))
 
+    def _where(self, tile: Tile, core: int) -> int:
+        """Return the key of a tile's history: HBM has one per core, a tile on chip one."""
+        return tile.id * self._cores + (core if tile.memory == "hbm" else tile.core)
+
     def _event(self, number: int, event: Event) -> tuple[int, ...]:
         self._found.clear()
+        self._core = event.core
+        for producer in self._after.get(number, ()):
+            self._want(producer, Wait.result, event.engine)
         work = event.work
         port: int = event.engine
         if isinstance(work, DmaWork):
@@ -314,7 +327,7 @@ class Dependencies:
         self, number: int, event: Event, access: Access, port: int, *, writes: bool
     ) -> None:
         tile = access.tile
-        where = tile.id * self._cores + event.core
+        where = self._where(tile, event.core)
         if where not in self._written:
             return
         boxes = self._tiles.get(where)
@@ -373,7 +386,8 @@ class Dependencies:
         An engine does not wait to overwrite what it read itself: it reads in order.
         """
         producer = self._engines[event]
-        if producer is Engine.dma or not self._ordered:
+        apart = self._event_cores[event] != self._core
+        if producer is Engine.dma or not self._ordered or apart:
             self._found[-1 - event * 4 - wait] = event
         elif producer is not engine or not wait & 1:
             key = producer * 4 + wait

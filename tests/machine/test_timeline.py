@@ -416,3 +416,46 @@ def test_tiles_of_the_array_that_do_not_touch_stream_side_by_side(
     assert apart.makespan_ns < 0.6 * same.makespan_ns
     assert apart.busy_ns["tensor"] <= apart.makespan_ns
     assert (np.diff(apart.start) >= 0).all()
+
+
+# -- two cores, and orders beyond the data ---------------------------------------------------------
+
+
+def test_a_core_waits_for_what_the_other_sends_into_its_tile() -> None:
+    b = Builder(lnc=2)
+    mine, out = b.tile(), b.tile()
+    b.core = 1
+    long, theirs = b.tile(128, 8192), b.tile()
+    b.copy(long, long, V)
+    b.copy(theirs, b.tile(), V)
+    sent = b.dma(view(mine), view(theirs))
+    b.core = 0
+    used = b.copy(out, mine, V)
+    t = b.timeline()
+    assert t.start[used] >= t.result[sent] + SYNC.from_dma_ns
+    assert t.cause_event[used] == sent
+
+
+def test_tiles_of_two_cores_are_apart_whatever_they_hold() -> None:
+    b = Builder(lnc=2)
+    for core in (0, 1):
+        b.core = core
+        x = b.tile(128, 4096)
+        b.copy(x, x, V)
+    t = b.timeline()
+    assert t.start.tolist() == [0.0, 0.0]
+
+
+def test_an_order_the_kernel_asks_for_is_kept() -> None:
+    def starts(*, ordered: bool) -> list[float]:
+        b = Builder()
+        first = b.copy(b.tile(128, 4096), b.tile(128, 4096), V)
+        second = b.copy(b.tile(), b.tile(), S)
+        if ordered:
+            b.trace.orders.append((first, second))
+        t = b.timeline()
+        assert not ordered or t.start[second] == t.result[first] + SYNC.other_engine_ns
+        return [float(t.start[second])]
+
+    assert starts(ordered=False) == [0.0]
+    assert starts(ordered=True) > [0.0]
