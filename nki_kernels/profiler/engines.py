@@ -14,7 +14,7 @@ from nki_kernels.machine.costs import pe_timing, stream_timing
 from nki_kernels.machine.dtypes import as_dtype
 from nki_kernels.machine.stream_costs import COPIES
 from nki_kernels.machine.timeline import Cause
-from nki_kernels.machine.trace import DmaWork, Event, PeWork, StreamWork
+from nki_kernels.machine.trace import ControlWork, DmaWork, Event, PeWork, StreamWork
 from nki_kernels.profiler.advice import (
     ON_PATH_PERCENT,
     SMALL_PERCENT,
@@ -212,6 +212,25 @@ def _idle_before(case: Case, number: int) -> float:
     if rival >= 0:
         free = max(free, float(case.timeline.start[rival]))
     return max(0.0, float(case.timeline.start[number]) - free)
+
+
+def loop_overhead(case: Case) -> Iterator[Advice]:
+    """Device loops whose iterations do less than their boundary costs."""
+    turns = [
+        number
+        for number, event in enumerate(case.events)
+        if isinstance(event.work, ControlWork) and event.work.kind == "loop_iteration"
+    ]
+    at_stake = float(case.path.event_ns[turns].sum())
+    if case.percent(at_stake) >= ON_PATH_PERCENT:
+        yield case.give(
+            "loop overhead",
+            f"{len(turns)} iterations of device loops {case.at(turns)} end with all engines "
+            f"drained, {at_stake / 1e3:,.1f} us in all; do more in an iteration, or unroll the "
+            "loop with Python's range",
+            at_stake,
+            turns,
+        )
 
 
 def transposes(case: Case) -> Iterator[Advice]:

@@ -6,6 +6,7 @@ from nki_kernels.profiler.advice import Rule
 from nki_kernels.profiler.engines import (
     collisions,
     eviction,
+    loop_overhead,
     strided_operands,
     table_switches,
     transposes,
@@ -27,6 +28,7 @@ RULES: tuple[Rule, ...] = (
     eviction,
     strided_operands,
     unused_partitions,
+    loop_overhead,
     collisions,
     transposes,
     reloaded_input,

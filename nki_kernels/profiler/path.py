@@ -19,8 +19,9 @@ import numpy.typing as npt
 from nki_kernels.hardware.spec import CoreSpec, Engine
 from nki_kernels.machine.costs import dma_timing
 from nki_kernels.machine.dependencies import STORE_QUEUE, queue_number
+from nki_kernels.machine.servers import BARRIERS
 from nki_kernels.machine.timeline import Cause, Timeline
-from nki_kernels.machine.trace import DmaWork
+from nki_kernels.machine.trace import ControlWork, DmaWork
 
 #: Times are sums in float64; moments closer than this are the same moment.
 _SAME_NS = 1e-6
@@ -82,6 +83,24 @@ class Order:
             done = [n for n in ahead if float(timeline.service_end[n]) <= begin + _SAME_NS]
             self.served[number] = max(done or ahead[-1:], key=lambda n: timeline.service_end[n])
 
+        self._ended = np.argsort(timeline.result, kind="stable")
+        self._results = timeline.result[self._ended]
+        self._cores = np.array([event.core for event in events], np.int64)
+
+    def ended(self, number: int, now: float, core: int | None = None) -> int:
+        """Return the event, other than `number`, whose result was the last up to `now`, or -1.
+
+        Args:
+            number: an event.
+            now: ns.
+            core: only events of this core.
+        """
+        at = int(np.searchsorted(self._results, now + _SAME_NS, side="right"))
+        for other in self._ended[:at][::-1]:
+            if other != number and core in (None, int(self._cores[other])):
+                return int(other)
+        return -1
+
     def running(self, core: int, queue: int, now: float) -> int:
         """Return the last event of a queue that started before `now`, or -1."""
         starts, numbers = self._starts.get((core, queue), ([], []))
@@ -118,6 +137,9 @@ def blocker(timeline: Timeline, order: Order, number: int) -> int:
     """Return the event that bound the start of event `number`; -1 if nothing did."""
     cause, event = Cause(timeline.cause[number]), timeline.trace.events[number]
     start = float(timeline.start[number])
+    if isinstance(event.work, ControlWork) and event.work.kind in BARRIERS:
+        own = event.core if event.work.kind == "loop_iteration" else None
+        return order.ended(number, start, own)
     if event.engine is Engine.tensor:
         # Weights load behind the stream before: the array, not the operand, may be what was late.
         # Tiles of the array stream side by side: whose end was it?
@@ -187,7 +209,7 @@ class CriticalPath:
             payload = Part.bandwidth if late else Part.transfer
             previous = order.served[number] if late else blocker(timeline, order, number)
             if previous < 0 and now > _SAME_NS:
-                previous = self._barrier(timeline, number, now)
+                previous = order.ended(number, now)
             if previous < 0:
                 break
             waited = cause is Cause.result and not late
@@ -198,14 +220,6 @@ class CriticalPath:
             number = previous
         if now > 0.0:
             yield Piece(-1, Part.launch, 0.0, now, Cause.launch)
-
-    @staticmethod
-    def _barrier(timeline: Timeline, number: int, now: float) -> int:
-        """Return what a barrier or a late start waited for: the last result before it."""
-        result = timeline.result
-        done = np.flatnonzero(result <= now + _SAME_NS)
-        done = done[(done != number) & (timeline.start[done] < now)]
-        return int(done[np.argmax(result[done])]) if len(done) else -1
 
     @staticmethod
     def _dma(

@@ -50,6 +50,40 @@ def two_cores_kernel(x):
 
 
 @nki.jit
+def looped(x):
+    """A device loop: every iteration is a barrier for all engines."""
+    out = nl.ndarray(x.shape, dtype=x.dtype, buffer=nl.shared_hbm)
+    tile = nl.ndarray(x.shape, dtype=x.dtype, buffer=nl.sbuf)
+    nisa.dma_copy(dst=tile, src=x)
+
+    def body(_):
+        nisa.tensor_tensor(dst=tile, data1=tile, data2=tile, op=nl.add)
+        nisa.activation(dst=tile, op=nl.exp, data=tile)
+
+    nl.fori_loop(0, 5, body)
+    nisa.dma_copy(dst=out, src=tile)
+    return out
+
+
+def exchange(x):
+    """Two cores swap a tile and meet at a barrier."""
+    rows = x.shape[0]
+    me = nl.program_id(0)
+    out = nl.ndarray((2 * rows, x.shape[1]), dtype=x.dtype, buffer=nl.shared_hbm)
+    mine = nl.ndarray(x.shape, dtype=x.dtype, buffer=nl.sbuf)
+    theirs = nl.ndarray(x.shape, dtype=x.dtype, buffer=nl.sbuf)
+    nisa.dma_copy(dst=mine, src=x)
+    for _ in range(1 + 3 * me):  # core 1 is late
+        nisa.activation(dst=mine, op=nl.exp, data=mine)
+    nisa.sendrecv(src=mine, dst=theirs, send_to_rank=1 - me, recv_from_rank=1 - me, pipe_id=0)
+    nisa.dma_copy(dst=out[me * rows : (me + 1) * rows, :], src=theirs)
+    nisa.core_barrier(out, (0, 1))
+    nisa.dma_copy(dst=mine, src=out[me * rows : (me + 1) * rows, :])
+    nisa.dma_copy(dst=out[me * rows : (me + 1) * rows, :], src=mine)
+    return out
+
+
+@nki.jit
 def trickle(x, rounds):
     """The rows of x one by one in one queue: its triggers take all the time."""
     out = nl.ndarray((1, x.shape[1]), dtype=x.dtype, buffer=nl.shared_hbm)

@@ -25,7 +25,7 @@ from nki_kernels.profiler.lines import event_ns, opcode_costs
 from nki_kernels.profiler.occupancy import residents
 from nki_kernels.profiler.path import Part
 from nki_kernels.profiler.record import thinned
-from tests.profiler.kernels import empty, many, two_cores_kernel
+from tests.profiler.kernels import empty, exchange, looped, many, two_cores_kernel
 from tests.profiler.mlp import mlp
 
 STEPS = ("load", "store", "matmul", "evict", "exp", "add", "gpsimd", "fresh", "square")
@@ -78,13 +78,26 @@ def whole(name: str) -> Profile:
     if name == "two cores":
         x = nki_kernels.Abstract((64, 32), "float32")
         return nki_kernels.profile(two_cores_kernel, x, target="trn2", lnc=2)
+    if name == "loop":
+        return nki_kernels.profile(looped, np.ones((8, 8), np.float32), target="trn2")
+    if name == "exchange":
+        return nki_kernels.profile(exchange, np.ones((8, 8), np.float32), target="trn2", lnc=2)
     if name == "empty":
         return nki_kernels.profile(empty, np.ones((2, 2), np.float32), target="trn2")
     x, w = (nki_kernels.Abstract(s, "bfloat16") for s in ((1024, 256), (256, 2048)))
     return nki_kernels.profile(mlp, x, w, fault=name, target="trn2")
 
 
-WHOLE = ("many", "two cores", "none", "serialised loads", "bank conflict", "reloaded input")
+WHOLE = (
+    "many",
+    "two cores",
+    "loop",
+    "exchange",
+    "none",
+    "serialised loads",
+    "bank conflict",
+    "reloaded input",
+)
 
 
 def rounding(profile: Profile) -> float:

@@ -11,6 +11,7 @@ import pytest
 
 import nki_kernels
 from nki_kernels.profiler import Profile
+from tests.profiler.kernels import looped
 from tests.profiler.mlp import FAULTS, mlp
 
 SHAPES = {"x": (4096, 256), "w": (256, 2048)}
@@ -180,3 +181,24 @@ def test_transposes_above_ten_percent_of_the_flops_are_too_many(count, said):
     assert share == count * 128 / (count * 128 + 40 * 512)
     assert ("transposes" in names(profile)) == said == (share > 0.1)
     assert "redundant transposes" not in names(profile)
+
+
+def unrolled(x):
+    """The loop of `looped`, in Python."""
+    out = nl.ndarray(x.shape, dtype=x.dtype, buffer=nl.shared_hbm)
+    tile = nl.ndarray(x.shape, dtype=x.dtype, buffer=nl.sbuf)
+    nisa.dma_copy(dst=tile, src=x)
+    for _ in range(5):
+        nisa.tensor_tensor(dst=tile, data1=tile, data2=tile, op=nl.add)
+        nisa.activation(dst=tile, op=nl.exp, data=tile)
+    nisa.dma_copy(dst=out, src=tile)
+    return out
+
+
+@pytest.mark.parametrize("kernel", [looped, unrolled])
+def test_a_device_loop_that_does_little_is_named(kernel):
+    profile = nki_kernels.profile(kernel, np.ones((8, 8), np.float32), target="trn2")
+    assert ("loop overhead" in names(profile)) == (kernel is looped)
+    for advice in profile.advice:
+        if advice.name == "loop overhead":
+            assert "5 iterations of device loops at kernels.py:" in advice.text
