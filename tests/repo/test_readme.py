@@ -54,6 +54,15 @@ def test_the_first_profile_runs_as_pasted(tmp_path: Path) -> None:
     assert "  limiting_engine" + "dma".rjust(45) in figures
 
 
+def test_the_profile_command_runs_as_pasted(tmp_path: Path) -> None:
+    (tmp_path / "first.py").write_text(block("python: first kernel"), encoding="utf-8")
+    python, *words = shlex.split(block("command: profile"))
+    done = run_python(words, cwd=tmp_path, path=[REPO])
+    assert (python, done.returncode) == ("python", 0), done.stderr
+    assert "wrote first.html" in done.stderr
+    assert (tmp_path / "first.html").stat().st_size > 0
+
+
 def test_links_lead_somewhere() -> None:
     targets = re.findall(r"\]\((?!https?:)([^)#]+)", README)
     assert targets
