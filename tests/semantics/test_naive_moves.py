@@ -226,7 +226,8 @@ def test_tensor_copy_predicated(d: Any, p: int, n: int, kind: Any) -> None:
 
 
 def pattern_of(d: Any) -> list[list[int]]:
-    pairs = d.draw(st.lists(st.integers(1, 4), min_size=1, max_size=4), label="counts")
+    # 81 elements at most: with gaps and offsets a tile of them still fits the toy core.
+    pairs = d.draw(st.lists(st.integers(1, 3), min_size=1, max_size=4), label="counts")
     return [[d.draw(st.integers(-9, 9) | st.just(2**31 - 1), label="step"), n] for n in pairs]
 
 
