@@ -63,7 +63,7 @@ def forget_the_weight(patch):
 
 
 def forget_eps(patch):
-    patch.piece("constant_column", lambda real, value: real(0.0))
+    patch.piece("root_constants", lambda real, value: real(0.0))
 
 
 def sum_along_the_rows_without_the_last_chunk(patch):
@@ -227,22 +227,23 @@ def test_instructions_are_exactly_the_formula(op, weighted, shape):
         nc_transpose=ends,
         # Once per part of the sums the first row tile's, and each end.
         tensor_copy=(parts + ends + rest * (1 + layer)),
-        memset=1 + layer + (3 * scalar if layer else 0),
+        memset=2 + layer + (3 * scalar if layer else 0),
         bn_stats=tiles * stats,
         bn_aggr=tiles * layer,
     )
     if layer:
         counts["tensor_tensor"] = tiles * 2 * shares * weighted + (tiles - 1) * parts
         # Two passes of statistics, the root, two row sums, and one part of dx.
-        counts["activation"] = tiles * (2 * scalar + 1 + 3 * chunks)
-        counts["scalar_tensor_tensor"] = tiles * (2 * chunks + 4)
+        counts["activation"] = tiles * (2 * scalar + 2 + 3 * chunks)
+        counts["scalar_tensor_tensor"] = tiles * (2 * chunks + 6)
         counts["tensor_reduce"] = 2 * tiles * reduces
     else:
         counts["tensor_tensor"] = tiles * shares * (1 + weighted) + (tiles - 1) * parts
         # Squares, the root, the row sum; without a weight Scalar scales dy.
-        counts["activation"] = tiles * (2 * chunks + 1 + (not weighted) * chunks)
-        counts["scalar_tensor_tensor"] = tiles * ((1 + weighted) * chunks + 2)
+        counts["activation"] = tiles * (2 * chunks + 2 + (not weighted) * chunks)
+        counts["scalar_tensor_tensor"] = tiles * ((1 + weighted) * chunks + 4)
         counts["tensor_reduce"] = 2 * tiles * reduces
+    counts["tensor_tensor"] += tiles  # where the root is inside its range
     inputs = operands(op, n, h, "bfloat16", weighted=weighted)
     run = OPERATORS[op].launch(inputs, {}, config=config, target="toy")
     assert Counter(e.opcode for e in run.trace) == {k: v for k, v in counts.items() if v}

@@ -53,11 +53,14 @@ def rms_norm(n, h, present, config):
     tiles = pieces(0, n, TOY.partitions)
     stores = (tiles - 1) * pieces(0, h, config.chunk) + pieces(0, h, config.piece)
     return {
-        "memset": 1,
+        "memset": 2,
         "dma_copy": pieces(0, h, config.piece) + tiles - 1 + len(present) + stores,
-        # The squares, and one reciprocal square root.
-        "activation": tiles * (pieces(0, h, config.chunk) + 1),
-        "scalar_tensor_tensor" if present else "tensor_scalar": stores,
+        # The squares, and one reciprocal square root, 0 outside its range.
+        "activation": tiles * (pieces(0, h, config.chunk) + 2),
+        "tensor_tensor": tiles,
+        "tensor_scalar": 0 if present else stores,
+        # Two before the root of each row tile.
+        "scalar_tensor_tensor": 2 * tiles + (stores if present else 0),
     }
 
 
@@ -80,8 +83,8 @@ def scaling(present, engine):
 def layer_norm(n, h, present, config):
     tiles = pieces(0, n, TOY.partitions)
     counts = Counter(
-        memset=1, dma_copy=pieces(0, h, config.piece) + tiles - 1 + len(present),
-        bn_aggr=tiles, activation=tiles,
+        memset=2, dma_copy=pieces(0, h, config.piece) + tiles - 1 + len(present),
+        bn_aggr=tiles, activation=2 * tiles, scalar_tensor_tensor=2 * tiles, tensor_tensor=tiles,
     )  # fmt: skip
     for index in range(tiles):
         by_vector = h if index == 0 else min(h, config.vector_stats)

@@ -103,21 +103,21 @@ def divide_by_one_less(patch):
 
 
 def forget_eps(patch):
-    patch.piece("constant_column", lambda real, value: real(0.0))
+    patch.piece("root_constants", lambda real, value: real(0.0))
 
 
 def add_eps_outside_the_root(patch):
     """1 / (sqrt(v) + eps), not 1 / sqrt(v + eps)."""
 
-    def outside(real, **k):
-        if k["op"] != nl.rsqrt:
-            return real(**k)
-        root, eps = k["dst"], k.pop("bias")
-        real(**{**k, "op": nl.sqrt})
+    def outside(real, squares, scale, constants):
+        root = nl.ndarray(squares.shape, dtype=nl.float32, buffer=nl.sbuf)
+        nisa.activation(dst=root, op=nl.sqrt, data=squares, scale=scale)
+        eps = constants[0 : squares.shape[0], 0:1]
         nisa.tensor_tensor(dst=root, data1=root, data2=eps, op=nl.add)
-        return nisa.reciprocal(dst=root, data=root)
+        nisa.reciprocal(dst=root, data=root)
+        return root
 
-    patch.instruction("activation", outside)
+    patch.piece("reciprocal_root", outside, module=moments_module)
 
 
 def round_the_factor(patch):
@@ -182,7 +182,7 @@ def weigh_the_pieces_alike(patch):
     """Give the columns of the Scalar engine the count of a whole row."""
 
     def miscounted(real, **k):
-        return real(**{**k, "value": float(H)} if k["value"] != EPS else k)
+        return real(**{**k, "value": float(H)} if EPS < k["value"] < H else k)
 
     patch.instruction("memset", miscounted)
 
@@ -327,7 +327,7 @@ def test_a_variance_that_cancels_is_rejected(h, monkeypatch):
         nisa.tensor_tensor(dst=mean, data1=sums[:, 0:1], data2=sums[:, 0:1], op=nl.multiply)
         nisa.tensor_tensor(dst=factor, data1=sums[:, 1:2], data2=mean, op=nl.subtract)
         nisa.tensor_scalar(dst=factor, data=factor, op0=nl.maximum, operand0=0.0)
-        nisa.activation(dst=factor, op=nl.rsqrt, data=factor, bias=epsilon[0:rows, :])
+        nisa.activation(dst=factor, op=nl.rsqrt, data=factor, bias=epsilon[0:rows, 0:1])
         nisa.tensor_copy(dst=mean, src=sums[:, 0:1])
         return mean, factor
 

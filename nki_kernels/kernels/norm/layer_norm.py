@@ -8,10 +8,14 @@ import nki
 import nki.isa as nisa
 import nki.language as nl
 
-from nki_kernels.kernels.norm.moments import merge_moments, moments_tile, partial_moments
+from nki_kernels.kernels.norm.moments import (
+    merge_moments,
+    moments_tile,
+    partial_moments,
+    root_constants,
+)
 from nki_kernels.kernels.norm.rows import (
     broadcast_rows,
-    constant_column,
     in_step,
     row_spans,
     spans,
@@ -81,7 +85,7 @@ def layer_norm(x, weight, bias, eps, out_dtype, config):
     rows, size = x.shape
     y = nl.ndarray((rows, size), dtype=out_dtype, buffer=nl.shared_hbm)
     row_tiles = row_spans(rows)
-    epsilon = constant_column(eps)
+    constants = root_constants(eps)
     tiles = []
     scale = None
     shift = None
@@ -104,7 +108,7 @@ def layer_norm(x, weight, bias, eps, out_dtype, config):
         partial_moments(tile, partial, by_vector, config)
         if config.lag > 0 and index > 0:
             _write_rows(y, waiting.pop(0), scale, shift, config)
-        mean, factor = merge_moments(partial, epsilon)
+        mean, factor = merge_moments(partial, constants)
         waiting.append((row_tiles[index], tile, mean, factor))
         if config.lag == 0:
             _write_rows(y, waiting.pop(0), scale, shift, config)

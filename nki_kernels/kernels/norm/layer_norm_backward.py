@@ -15,11 +15,10 @@ from nki_kernels.kernels.norm.column_sums import (
     sum_columns,
     whole_blocks,
 )
-from nki_kernels.kernels.norm.moments import merge_moments
+from nki_kernels.kernels.norm.moments import merge_moments, root_constants
 from nki_kernels.kernels.norm.rows import (
     accumulate_chunk,
     broadcast_rows,
-    constant_column,
     row_spans,
     spans,
 )
@@ -97,7 +96,7 @@ def layer_norm_backward(dy, x, weight, eps, out_dtype, config):
     dbias = nl.ndarray((size,), dtype=out_dtype, buffer=nl.shared_hbm)
     cuts = spans(0, size, whole_blocks(config.chunk))
     tiles = [{"rows": span, "x": [], "dy": [], "g": []} for span in row_spans(rows)]
-    epsilon = constant_column(eps)
+    constants = root_constants(eps)
     ones = nl.ndarray((nl.tile_size.pmax, 1), dtype=dy.dtype, buffer=nl.sbuf)
     nisa.memset(dst=ones, value=1.0)
     for_weight, for_bias = column_sums(size, 2, nl.sbuf)
@@ -127,7 +126,7 @@ def layer_norm_backward(dy, x, weight, eps, out_dtype, config):
             index, chunk = step["multiply"]
             if chunk == 0:
                 # Only now: Vector would wait for Scalar's share of the statistics.
-                _merge(tiles[index], epsilon)
+                _merge(tiles[index], constants)
             _multiply(tiles[index], chunk, cuts, scale, ones, config)
         if "write" in step:
             index, chunk = step["write"]
@@ -184,9 +183,9 @@ def _measure(tile, chunk, place, stats):
         accumulate_chunk(nl.square, rest, deviations, True, scale=-1.0, bias=mean)
 
 
-def _merge(tile, epsilon):
+def _merge(tile, constants):
     """Mean and 1 / sqrt(var + eps) of the rows of a tile."""
-    tile["mean"], tile["factor"] = merge_moments(tile["stats"], epsilon)
+    tile["mean"], tile["factor"] = merge_moments(tile["stats"], constants)
 
 
 def _multiply(tile, chunk, cuts, scale, ones, config):

@@ -7,15 +7,60 @@ import nki.language as nl
 
 from nki_kernels.kernels.norm.rows import accumulate_rows, spans
 
+#: What rsqrt of the Scalar engine takes; outside of it the hardware's result is invalid.
+_LEAST, _MOST = 2.0**-87, 2.0**97
 
-def reciprocal_rms(tile, epsilon, config):
+
+def root_constants(eps):
+    """Return a [P, 2] float32 tile: eps, and the most that rsqrt takes."""
+    tile = nl.ndarray((nl.tile_size.pmax, 2), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.memset(dst=tile[:, 0:1], value=eps)
+    nisa.memset(dst=tile[:, 1:2], value=_MOST)
+    return tile
+
+
+def reciprocal_root(squares, scale, constants):
+    """Return 1 / sqrt(squares * scale + eps) [rows, 1]; 0 above what rsqrt takes, NaN of NaN.
+
+    Infinity must give 0, as the square root of it would. Below what rsqrt takes, which only an eps
+    below it reaches, the sum counts as the least that it does take.
+    """
+    rows = squares.shape[0]
+    shifted = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
+    limited = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
+    root = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
+    factor = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
+    # In a form that has no fast mode: that would wait for GpSimd, which shares Vector's port.
+    nisa.scalar_tensor_tensor(
+        dst=shifted,
+        data=squares,
+        op0=nl.multiply,
+        operand0=scale,
+        op1=nl.add,
+        operand1=constants[0:rows, 0:1],
+    )
+    nisa.scalar_tensor_tensor(
+        dst=limited,
+        data=shifted,
+        op0=nl.maximum,
+        operand0=_LEAST,
+        op1=nl.minimum,
+        operand1=constants[0:rows, 1:2],
+    )
+    inside = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.tensor_tensor(dst=inside, data1=shifted, data2=constants[0:rows, 1:2], op=nl.less_equal)
+    nisa.activation(dst=root, op=nl.rsqrt, data=limited)
+    # On Scalar as well: Vector would wait for the root.
+    nisa.activation(dst=factor, op=nl.copy, data=root, scale=inside)
+    return factor
+
+
+def reciprocal_rms(tile, constants, config):
     """Return 1 / sqrt(mean(tile^2) + eps), one float32 per row."""
     rows, size = tile.shape
     total = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
     accumulate_rows(nl.square, tile, config.chunk, total)
-    factor = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
-    nisa.activation(dst=factor, op=nl.rsqrt, data=total, scale=1.0 / size, bias=epsilon[0:rows, :])
-    return factor
+    return reciprocal_root(total, 1.0 / size, constants)
 
 
 def moments_tile(size, by_vector):
@@ -47,11 +92,9 @@ def partial_moments(tile, stats, by_vector, config):
     accumulate_rows(nl.square, columns, config.chunk, deviations, scale=-1.0, bias=mean)
 
 
-def merge_moments(stats, epsilon):
+def merge_moments(stats, constants):
     """Return the mean and 1 / sqrt(var + eps) of each row, [rows, 1] float32 each."""
     rows = stats.shape[0]
     merged = nl.ndarray((rows, 2), dtype=nl.float32, buffer=nl.sbuf)
     nisa.bn_aggr(dst=merged, data=stats)
-    factor = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
-    nisa.activation(dst=factor, op=nl.rsqrt, data=merged[:, 1:2], bias=epsilon[0:rows, :])
-    return merged[:, 0:1], factor
+    return merged[:, 0:1], reciprocal_root(merged[:, 1:2], 1.0, constants)

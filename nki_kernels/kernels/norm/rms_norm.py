@@ -8,10 +8,9 @@ import nki
 import nki.isa as nisa
 import nki.language as nl
 
-from nki_kernels.kernels.norm.moments import reciprocal_rms
+from nki_kernels.kernels.norm.moments import reciprocal_rms, root_constants
 from nki_kernels.kernels.norm.rows import (
     broadcast_rows,
-    constant_column,
     row_spans,
     spans,
     take_rows,
@@ -60,7 +59,7 @@ def rms_norm(x, weight, eps, out_dtype, config):
     rows, size = x.shape
     y = nl.ndarray((rows, size), dtype=out_dtype, buffer=nl.shared_hbm)
     row_tiles = row_spans(rows)
-    epsilon = constant_column(eps)
+    constants = root_constants(eps)
     tiles = []
     scale = None
     for index in range(len(row_tiles)):
@@ -69,7 +68,7 @@ def rms_norm(x, weight, eps, out_dtype, config):
         if index == 0:
             # After the first rows: their statistics do not need it.
             scale = broadcast_rows(weight, stop - start, config)
-        factor = reciprocal_rms(tile, epsilon, config)
+        factor = reciprocal_rms(tile, constants, config)
         width = config.piece if stop == rows else config.chunk
         for left, right in spans(0, size, width):
             result = nl.ndarray((stop - start, right - left), dtype=out_dtype, buffer=nl.sbuf)

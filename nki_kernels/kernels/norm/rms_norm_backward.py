@@ -15,10 +15,10 @@ from nki_kernels.kernels.norm.column_sums import (
     sum_columns,
     whole_blocks,
 )
+from nki_kernels.kernels.norm.moments import reciprocal_root, root_constants
 from nki_kernels.kernels.norm.rows import (
     accumulate_chunk,
     broadcast_rows,
-    constant_column,
     row_spans,
     spans,
 )
@@ -90,7 +90,7 @@ def rms_norm_backward(dy, x, weight, eps, out_dtype, config):
     cuts = spans(0, size, whole_blocks(config.chunk))
     tiles = [{"rows": span, "x": [], "dy": []} for span in row_spans(rows)]
     (sums,) = column_sums(size, 1, nl.sbuf)
-    epsilon = constant_column(eps)
+    constants = root_constants(eps)
     scale = None
     ready = None
     for step in pipeline(len(tiles), len(cuts), _SLACK, config):
@@ -106,7 +106,7 @@ def rms_norm_backward(dy, x, weight, eps, out_dtype, config):
         ready = store_ready(ready, config)
         if "measure" in step:
             index, chunk = step["measure"]
-            _measure(tiles[index], chunk, cuts, size, epsilon)
+            _measure(tiles[index], chunk, cuts, size, constants)
         if "multiply" in step:
             index, chunk = step["multiply"]
             _multiply(tiles[index], chunk, cuts, scale, config)
@@ -120,7 +120,7 @@ def rms_norm_backward(dy, x, weight, eps, out_dtype, config):
     return dx, dweight
 
 
-def _measure(tile, chunk, cuts, size, epsilon):
+def _measure(tile, chunk, cuts, size, constants):
     """Sum the squares of one chunk; behind the last one, r = 1 / sqrt(mean(x^2) + eps)."""
     columns = tile["x"][chunk]
     rows = columns.shape[0]
@@ -128,10 +128,7 @@ def _measure(tile, chunk, cuts, size, epsilon):
         tile["squares"] = nl.ndarray((rows, len(cuts)), dtype=nl.float32, buffer=nl.sbuf)
     accumulate_chunk(nl.square, columns, tile["squares"][:, chunk : chunk + 1], True)
     if chunk == len(cuts) - 1:
-        factor = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
-        total, bias = add_up(tile["squares"]), epsilon[0:rows, :]
-        nisa.activation(dst=factor, op=nl.rsqrt, data=total, scale=1.0 / size, bias=bias)
-        tile["factor"] = factor
+        tile["factor"] = reciprocal_root(add_up(tile["squares"]), 1.0 / size, constants)
 
 
 def _multiply(tile, chunk, cuts, scale, config):

@@ -103,10 +103,3 @@ def broadcast_rows(vector, rows, config):
     tile = nl.ndarray((rows, size), dtype=vector.dtype, buffer=nl.sbuf)
     nisa.dma_copy(dst=tile, src=vector.ap(pattern=[[0, rows], [1, size]]), dge_mode=mode)
     return tile
-
-
-def constant_column(value):
-    """Return a [P, 1] float32 tile of `value`: gen2 takes an activation bias only as a tile."""
-    tile = nl.ndarray((nl.tile_size.pmax, 1), dtype=nl.float32, buffer=nl.sbuf)
-    nisa.memset(dst=tile, value=value)
-    return tile
