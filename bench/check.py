@@ -82,8 +82,9 @@ def _compare(
 ) -> tuple[str | None, Any]:
     op = entry.op
     inputs = entry.inputs(op.input_shapes(axes), dtype, _SEED)
-    run = op.launch(inputs, {}, config=config, target=target)
-    found = entry.reference(*inputs)
+    options = op.options_of(axes)
+    run = op.launch(inputs, options, config=config, target=target)
+    found = entry.reference(*inputs, **options)
     several = len(op.outputs) > 1
     results, references = (run.result, found) if several else ((run.result,), (found,))
     case = "x".join(str(axes[letter]) for letter in op.axis_order)

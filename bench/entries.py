@@ -12,8 +12,9 @@ import numpy.typing as npt
 import reference.matmul
 import reference.norm
 from nki_kernels.machine.dtypes import as_dtype
+from nki_kernels.machine.tensor import Abstract
 from nki_kernels.operators import OPERATORS
-from nki_kernels.operators.contract import Operator
+from nki_kernels.operators.contract import Axes, Operator
 
 Shapes: TypeAlias = Sequence[tuple[int, ...]]
 Arrays: TypeAlias = tuple[npt.NDArray[Any], ...]
@@ -32,14 +33,28 @@ class Entry:
 
     Attributes:
         op: its contract.
-        reference: maps the inputs to (value, sum of absolute terms), float64; with several
-            outputs, to a tuple of such pairs.
+        reference: maps the inputs, and by name the options that give axes their sizes, to (value,
+            sum of absolute terms), float64; with several outputs, to a tuple of such pairs.
         inputs: makes inputs from shapes, dtype and seed.
     """
 
     op: Operator
     reference: Callable[..., Any]
     inputs: Callable[[Shapes, str, int], Arrays] = normal_inputs
+
+    def shapes_only(self, axes: Axes, dtype: str) -> list[Any]:
+        """Return inputs to time a case with: shapes, but values for integers, which steer."""
+        operands, shapes = self.op.inputs, self.op.input_shapes(axes)
+        found: list[Any] = [
+            Abstract(shape, operand.dtype or dtype)
+            for operand, shape in zip(operands, shapes, strict=True)
+        ]
+        steering = [at for at, operand in enumerate(operands) if operand.dtype == "int32"]
+        if steering:
+            values = self.inputs(shapes, dtype, 0)
+            for at in steering:
+                found[at] = values[at]
+        return found
 
 
 #: Every benchmarked operator by name; one line each.

@@ -13,7 +13,6 @@ from typing import Any
 
 from bench.entries import ENTRIES
 from bench.record import BenchError
-from nki_kernels.machine.tensor import Abstract
 from nki_kernels.machine.timeline import MODEL_VERSION
 from nki_kernels.operators.shapes import DEFAULTS, parse
 
@@ -27,9 +26,10 @@ def figures() -> Iterator[tuple[str, dict[str, float | int]]]:
     for entry in ENTRIES.values():
         for shape in DEFAULTS[entry.op.name]:
             case = parse(entry.op, shape)
-            inputs = [Abstract(s, DTYPE) for s in entry.op.input_shapes(case.axes)]
+            inputs = entry.shapes_only(case.axes, DTYPE)
+            options = entry.op.options_of(case.axes)
             for target in TARGETS:
-                run = entry.op.launch(inputs, {}, target=target)
+                run = entry.op.launch(inputs, options, target=target)
                 name = f"{entry.op.name} {case.name} {DTYPE} {target}"
                 # A tenth of a nanosecond: less than a cycle of any engine.
                 ns = round(run.time().total_ns, 1)

@@ -9,7 +9,6 @@ from bench.check import check, kernel_hash
 from bench.entries import Entry
 from bench.record import Result, git_sha
 from nki_kernels.hardware import spec_for
-from nki_kernels.machine.tensor import Abstract
 from nki_kernels.operators.shapes import Case
 
 _LNC = 1
@@ -53,8 +52,8 @@ def measure(entry: Entry, case: Case, dtype: str, target: str, *, full: bool) ->
     run = verdict.run
     if run is None:
         # Too large to compute: the timeline depends on shapes only.
-        inputs = [Abstract(shape, dtype) for shape in op.input_shapes(axes)]
-        run = op.launch(inputs, {}, config=config, target=target)
+        inputs = entry.shapes_only(axes, dtype)
+        run = op.launch(inputs, op.options_of(axes), config=config, target=target)
     timeline = run.time()
     total_ns = timeline.total_ns
     return Result(

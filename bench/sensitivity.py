@@ -9,7 +9,6 @@ from bench.entries import Entry
 from bench.record import SCHEMA_VERSION
 from bench.table import render
 from nki_kernels.machine.sensitivity import Sensitivity, sensitivity
-from nki_kernels.machine.tensor import Abstract
 from nki_kernels.operators.shapes import Case
 
 #: A change of less than this is not shown, in percent of the modelled time.
@@ -40,8 +39,8 @@ class Band:
 
 def measure_band(entry: Entry, case: Case, dtype: str, target: str) -> Band:
     """Time a case at the bounds of every uncertain number, from shapes only."""
-    inputs = [Abstract(shape, dtype) for shape in entry.op.input_shapes(case.axes)]
-    run = entry.op.launch(inputs, {}, target=target)
+    inputs = entry.shapes_only(case.axes, dtype)
+    run = entry.op.launch(inputs, entry.op.options_of(case.axes), target=target)
     found: Sensitivity = sensitivity(run.trace, run.placement)
     nominal = found.nominal_ns
     return Band(

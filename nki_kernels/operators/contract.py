@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
 from nki_kernels.hardware import spec_for
@@ -49,12 +49,14 @@ class ArrayLike(Protocol):
 class Operand:
     """One array of the contract: its name and the letter of each axis, outermost first.
 
-    An optional operand may be None; then no work and no bytes belong to it.
+    An optional operand may be None; then no work and no bytes belong to it. An operand with a
+    `dtype` has that one and no other (indices, statistics); the others share one.
     """
 
     name: str
     axes: tuple[str, ...]
     optional: bool = False
+    dtype: str | None = None
 
     def __str__(self) -> str:
         return f"{self.name} [{', '.join(self.axes)}]"
@@ -72,6 +74,14 @@ def _any_config(config: Any, dtype: str, spec: CoreSpec) -> tuple[str, ...]:
     return ()
 
 
+def _any_values(inputs: Sequence[Any], options: Options) -> tuple[str, ...]:
+    return ()
+
+
+def _no_option_axes() -> dict[str, str]:
+    return {}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operator:
     """One public operation: its contract, the choice of its config, and how its kernel is called.
@@ -79,8 +89,8 @@ class Operator:
     Attributes:
         name: the public name (`nki_kernels.ops.<name>`).
         summary: one line with the formula.
-        inputs: the input arrays, all of one dtype.
-        outputs: the output arrays; every letter occurs in an input.
+        inputs: the input arrays; the first is of the dtype that all without their own share.
+        outputs: the output arrays; every letter occurs in an input or in `option_axes`.
         axis_order: the order in which a free-form shape such as "2048x512x4096" lists the axes.
         dtypes: dtypes the inputs and the outputs may have.
         flops: useful floating-point operations of a problem (a multiply-add counts 2).
@@ -95,6 +105,9 @@ class Operator:
         option_problems: reasons why an argument beside the arrays is wrong; `out_dtype` is checked
             for every operator.
         config_problems: reasons why a config given by hand cannot run for a dtype on a core.
+        value_problems: reasons why the values of valid arrays are wrong (offsets that decrease);
+            shape-only stand-ins are not asked.
+        option_axes: letters whose size an option gives, with the option's name ({"K": "top_k"}).
     """
 
     name: str
@@ -113,9 +126,11 @@ class Operator:
     limits: Callable[[Axes, str, CoreSpec], tuple[str, ...]] = _no_limits
     option_problems: Callable[[Options], tuple[str, ...]] = _any_options
     config_problems: Callable[[Any, str, CoreSpec], tuple[str, ...]] = _any_config
+    value_problems: Callable[[Sequence[Any], Options], tuple[str, ...]] = _any_values
+    option_axes: Mapping[str, str] = field(default_factory=_no_option_axes)
 
-    def axes(self, *shapes: Sequence[int] | None) -> dict[str, int]:
-        """Return the size of each axis, read from the first input that has it.
+    def axes(self, *shapes: Sequence[int] | None, options: Options | None = None) -> dict[str, int]:
+        """Return the size of each axis, read from the first input that has it, or its option.
 
         No sizes are compared, so symbolic sizes pass; `problems` finds the contradictions. An
         optional operand that is absent has the shape None.
@@ -130,11 +145,20 @@ class Operator:
         for operand, shape in _given(self, shapes):
             for letter, size in zip(operand.axes, shape, strict=True):
                 found.setdefault(letter, size)
+        for letter, option in self.option_axes.items():
+            if options is not None and option in options:
+                found.setdefault(letter, options[option])
         return found
 
-    def output_shapes(self, *shapes: Sequence[int] | None) -> tuple[tuple[int, ...], ...]:
+    def options_of(self, axes: Axes) -> dict[str, int]:
+        """Return the options that give the problem `axes` its sizes beyond those of the inputs."""
+        return {option: axes[letter] for letter, option in self.option_axes.items()}
+
+    def output_shapes(
+        self, *shapes: Sequence[int] | None, options: Options | None = None
+    ) -> tuple[tuple[int, ...], ...]:
         """Return the shape of each output for the given input shapes; safe for symbolic sizes."""
-        sizes = self.axes(*shapes)
+        sizes = self.axes(*shapes, options=options)
         return tuple(tuple(sizes[letter] for letter in out.axes) for out in self.outputs)
 
     def input_shapes(self, axes: Axes) -> tuple[tuple[int, ...], ...]:
@@ -166,10 +190,15 @@ class Operator:
 
     def min_bytes(self, axes: Axes, dtype: str, out_dtype: str | None = None) -> int:
         """Return the compulsory HBM traffic in bytes: each input read and output written once."""
-        out_size = as_dtype(out_dtype or dtype).itemsize
-        read = sum(math.prod(shape) for shape in self.input_shapes(axes))
-        written = sum(math.prod(axes[letter] for letter in out.axes) for out in self.outputs)
-        return read * as_dtype(dtype).itemsize + written * out_size
+
+        def moved(operands: Sequence[Operand], shared: str) -> int:
+            return sum(
+                math.prod(axes[letter] for letter in operand.axes)
+                * as_dtype(operand.dtype or shared).itemsize
+                for operand in operands
+            )
+
+        return moved(self.inputs, dtype) + moved(self.outputs, out_dtype or dtype)
 
     def roofline_ns(self, axes: Axes, dtype: str, spec: CoreSpec) -> float:
         """Return the time in ns that neither peak FLOP rate nor HBM bandwidth can go below.
@@ -206,7 +235,8 @@ class Operator:
         self.check(inputs, options, target)
         dtype, spec = as_dtype(inputs[0].dtype), spec_for(target)
         if config is None:
-            config = self.configure(self.axes(*shapes_of(inputs)), dtype, spec)
+            axes = self.axes(*shapes_of(inputs), options=options)
+            config = self.configure(axes, dtype, spec)
         else:
             wrong = self.config_problems(config, dtype, spec)
             if wrong:
@@ -223,10 +253,13 @@ class Operator:
         dtypes = _dtype_problems(self, inputs, options)
         shapes = _rank_problems(self, shapes_of(inputs)) or _size_problems(self, inputs)
         shapes += _layout_problems(self, inputs)
-        if not dtypes and not shapes:
-            axes = self.axes(*shapes_of(inputs))
+        options_wrong = self.option_problems(options)
+        if not dtypes and not shapes and not (self.option_axes and options_wrong):
+            axes = self.axes(*shapes_of(inputs), options=options)
             shapes += self.limits(axes, as_dtype(inputs[0].dtype), spec_for(target))
-        wrong = [(OptionError, reason) for reason in self.option_problems(options)]
+        wrong = [(OptionError, reason) for reason in options_wrong]
+        if not dtypes and not shapes and not wrong:
+            wrong = [(OptionError, reason) for reason in self.value_problems(inputs, options)]
         return [
             *((DtypeError, reason) for reason in dtypes),
             *((ShapeError, reason) for reason in shapes),
@@ -275,14 +308,23 @@ def _unusable(op: Operator, inputs: Sequence[Any]) -> list[str]:
 def _dtype_problems(op: Operator, inputs: Sequence[ArrayLike], options: Options) -> list[str]:
     reasons = []
     allowed = ", ".join(op.dtypes)
+    shared = []
     for operand, value in _given(op, inputs):
+        if operand.dtype is not None:
+            if not _is_dtype(value.dtype, operand.dtype):
+                reasons.append(
+                    f"{operand.name} has dtype {value.dtype}; it must be {operand.dtype}; "
+                    f"cast it with {operand.name}.astype('{operand.dtype}')"
+                )
+            continue
+        shared.append((operand, value))
         if not supports(op, value.dtype):
             reasons.append(
                 f"{operand.name} has dtype {value.dtype}; allowed are {allowed}; "
                 f"cast it, for example {operand.name}.astype('{op.dtypes[-1]}')"
             )
-    if len({str(value.dtype) for _, value in _given(op, inputs)}) > 1 and not reasons:
-        listed = ", ".join(f"{operand.name} {value.dtype}" for operand, value in _given(op, inputs))
+    if len({str(value.dtype) for _, value in shared}) > 1 and not reasons:
+        listed = ", ".join(f"{operand.name} {value.dtype}" for operand, value in shared)
         reasons.append(f"dtypes differ: {listed}; all inputs must have one dtype; cast one")
     wanted = options.get("out_dtype")
     if wanted is not None and not supports(op, wanted):
@@ -292,8 +334,12 @@ def _dtype_problems(op: Operator, inputs: Sequence[ArrayLike], options: Options)
 
 def supports(op: Operator, dtype: Any) -> bool:
     """Tell whether `dtype` (a name, NumPy dtype or nl dtype) is one of the operator's dtypes."""
+    return _is_dtype(dtype, *op.dtypes)
+
+
+def _is_dtype(dtype: Any, *allowed: str) -> bool:
     try:
-        return str(as_dtype(dtype)) in op.dtypes
+        return str(as_dtype(dtype)) in allowed
     except DtypeError:
         return False
 
