@@ -93,8 +93,8 @@ def rms_norm(
     Args:
         x: [N, H], dense row-major, bfloat16 | float16 | float32.
         weight: [H], dtype of `x`, or None for ones.
-        eps: added to the mean square, >= 0; the kernel has it in float32. With 0 a row of zeros
-            becomes NaN.
+        eps: added to the mean square, >= 0; the kernel has it in float32. The sum of the two counts
+            as 2^-87 when it is less: a row of zeros stays zeros with an eps of 0 too.
         out_dtype: dtype of the result, one of the same three; None means the dtype of `x`.
         config: tuning of the kernel; None lets the operator choose. It never changes the
             mathematics.
@@ -103,7 +103,7 @@ def rms_norm(
 
     Returns:
         [N, H], a new array of dtype `out_dtype`. A row with a NaN is NaN; a row with an infinity,
-        or whose squares sum to more than float32 holds, is 0, and NaN where `x` is infinite.
+        or whose mean square is above 2^97, is 0, and NaN where `x` is infinite.
 
     Raises:
         ShapeError: sizes that differ, a wrong rank, a zero size, a strided array, or an H too
@@ -151,8 +151,9 @@ def layer_norm(
         x: [N, H], dense row-major, bfloat16 | float16 | float32.
         weight: [H], dtype of `x`, or None for ones.
         bias: [H], dtype of `x`, or None for zeros.
-        eps: added to the variance, >= 0; the kernel has it in float32. With 0 a row of equal values
-            is 0 / 0: NaN, or anything finite where its float32 mean is rounded.
+        eps: added to the variance, >= 0; the kernel has it in float32. The sum of the two counts as
+            2^-87 when it is less. With 0 a row of equal values is the bias where its mean is exact,
+            and anything finite where it is rounded.
         out_dtype: dtype of the result, one of the same three; None means the dtype of `x`.
         config: tuning of the kernel; None lets the operator choose. It never changes the
             mathematics, but the order of sums, hence the last bits; so does a row's place among
@@ -162,7 +163,7 @@ def layer_norm(
 
     Returns:
         [N, H], a new array of dtype `out_dtype`. A row with a NaN or an infinity is NaN;
-        one whose squared deviations sum to more than float32 holds is the bias, or 0.
+        one whose variance is above 2^97 is the bias, or 0.
 
     Raises:
         ShapeError: sizes that differ, a wrong rank, a zero size, a strided array, or an H too
@@ -265,7 +266,7 @@ def layer_norm_backward(
     of ones.
 
     Dimensions, arguments, errors: those of `rms_norm_backward`, except that float32 rows end a
-    little below 16384 on trn2. With 0 as `eps` a row of equal values is 0 / 0.
+    little below 16384 on trn2.
 
     Returns:
         dx [N, H], dweight [H] and dbias [H], new arrays of dtype `out_dtype`. A NaN or an infinity
