@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -15,6 +16,7 @@ from nki_kernels.machine.dtypes import as_dtype
 from nki_kernels.machine.tensor import Abstract
 from nki_kernels.operators import OPERATORS
 from nki_kernels.operators.contract import Axes, Operator
+from nki_kernels.operators.matmul import MATMULS
 
 Shapes: TypeAlias = Sequence[tuple[int, ...]]
 Arrays: TypeAlias = tuple[npt.NDArray[Any], ...]
@@ -59,7 +61,12 @@ class Entry:
 
 #: Every benchmarked operator by name; one line each.
 ENTRIES: Mapping[str, Entry] = {
-    "matmul": Entry(OPERATORS["matmul"], reference.matmul.matmul),
+    **{
+        op.name: Entry(
+            op, partial(reference.matmul.matmul, transpose_a=stored[0], transpose_b=stored[1])
+        )
+        for (_, *stored), op in MATMULS.items()
+    },
     "rms_norm": Entry(OPERATORS["rms_norm"], reference.norm.rms_norm),
     "layer_norm": Entry(OPERATORS["layer_norm"], reference.norm.layer_norm),
     "rms_norm_backward": Entry(OPERATORS["rms_norm_backward"], reference.norm.rms_norm_backward),

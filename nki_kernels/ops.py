@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from nki_kernels.operators.matmul import MATMUL, MatmulConfig
+from nki_kernels.operators.matmul import MATMULS, MatmulConfig
 from nki_kernels.operators.norm import (
     DEFAULT_EPS,
     LAYER_NORM,
@@ -26,11 +26,13 @@ def matmul(
     a: npt.NDArray[Any],
     b: npt.NDArray[Any],
     *,
+    transpose_a: bool = False,
+    transpose_b: bool = False,
     out_dtype: Any = None,
     config: MatmulConfig | None = None,
     target: str | None = None,
 ) -> npt.NDArray[Any]:
-    """Matrix product.
+    """Matrix product, of two matrices or of two batches of them.
 
     c[m, n] = sum_k a[m, k] * b[k, n]
 
@@ -38,21 +40,23 @@ def matmul(
 
     Dimensions:
         M: rows of A and C, >= 1        N: columns of B and C, >= 1        K: contraction, >= 1
+        B: batch, >= 1, in front of all three or of none
 
     Args:
-        a: [M, K], dense row-major, bfloat16 | float16 | float32.
-        b: [K, N], likewise, dtype of `a`.
+        a: [M, K], dense row-major, bfloat16 | float16 | float32; or [B, M, K].
+        b: [K, N], likewise, dtype of `a`; or [B, K, N].
+        transpose_a: `a` is stored [K, M]; nothing is copied, and it is the faster way.
+        transpose_b: `b` is stored [N, K], as PyTorch stores weights; nothing is copied.
         out_dtype: dtype of the result, one of the same three; None means the dtype of `a`.
         config: tuning of the kernel; None lets the operator choose. It never changes the result.
         target: hardware generation ("trn2", "trn3", ...). None reads
             NEURON_PLATFORM_TARGET_OVERRIDE and, when that is unset, means trn2.
 
     Returns:
-        [M, N], a new array of dtype `out_dtype`.
+        [M, N] or [B, M, N], a new array of dtype `out_dtype`.
 
     Raises:
-        ShapeError: contraction sizes that differ, a rank other than 2, a zero size, a strided
-            array.
+        ShapeError: sizes that differ, a rank other than 2 or 3, a zero size, a strided array.
         DtypeError: a dtype that is not supported (float64, integers), or two different ones.
         ConfigError: a `config` that cannot run on the target or with the dtype.
         ValueError: an unknown target; the message lists the known ones.
@@ -65,7 +69,8 @@ def matmul(
         array([[3., 3.],
                [3., 3.]], dtype=float32)
     """
-    run = MATMUL.launch((a, b), {"out_dtype": out_dtype}, config=config, target=target)
+    op = MATMULS[getattr(a, "ndim", 2) == 3, bool(transpose_a), bool(transpose_b)]
+    run = op.launch((a, b), {"out_dtype": out_dtype}, config=config, target=target)
     result: npt.NDArray[Any] = run.result
     return result
 

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from nki_kernels.operators.contract import Operator
-from nki_kernels.operators.matmul import MATMUL
+from nki_kernels.operators.matmul import MATMULS
 from nki_kernels.operators.norm import LAYER_NORM, RMS_NORM
 from nki_kernels.operators.norm_backward import LAYER_NORM_BACKWARD, RMS_NORM_BACKWARD
 
 #: Every operator by name. Tests, benchmarks and torch ops are generated from this table.
 OPERATORS: dict[str, Operator] = {
-    op.name: op for op in (MATMUL, RMS_NORM, LAYER_NORM, RMS_NORM_BACKWARD, LAYER_NORM_BACKWARD)
+    op.name: op
+    for op in (
+        *MATMULS.values(),
+        RMS_NORM,
+        LAYER_NORM,
+        RMS_NORM_BACKWARD,
+        LAYER_NORM_BACKWARD,
+    )
 }

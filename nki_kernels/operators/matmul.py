@@ -1,17 +1,24 @@
-"""The operator `matmul`: C = A·B, its contract and the choice of its tuning config."""
+"""Matrix products, one operator per way of storing A and B, and the choice of their config.
+
+`matmul` and, with a batch axis in front of all operands, `bmm` take A [M, K] and B [K, N]. The
+suffixes _nt, _tn and _tt (BLAS's letters for A and B) say which operand is stored transposed. They
+share one kernel, and `nki_kernels.ops.matmul` chooses among them.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from nki_kernels.hardware.spec import CoreSpec
-from nki_kernels.kernels.matmul.kernel import MatmulConfig, matmul
+from nki_kernels.kernels.matmul.epilogue import Epilogue
+from nki_kernels.kernels.matmul.kernel import Layout, MatmulConfig, matmul
 from nki_kernels.machine.dtypes import as_dtype
 from nki_kernels.operators.contract import Axes, Operand, Operator, Options
 
-__all__ = ["MATMUL", "MatmulConfig"]
+__all__ = ["MATMULS", "MatmulConfig"]
 
 #: Shares of SBUF: transposed slices of A kept across waves, and slices in flight. The rest holds
 #: output rows and leaves the placement room to rotate.
@@ -29,12 +36,18 @@ _TAIL = 2
 #: PSUM banks PE transposes need: one being filled, one being evicted.
 _TRANSPOSE_BANKS = 2
 
+#: The suffix of an operator by (transpose_a, transpose_b).
+_SUFFIXES = {
+    (False, False): "", (False, True): "_nt", (True, False): "_tn", (True, True): "_tt",
+}  # fmt: skip
 
-def _flops(axes: Axes) -> int:
-    return 2 * axes["M"] * axes["N"] * axes["K"]
+
+def flops(axes: Axes) -> int:
+    """Return the useful operations of a product, of all batches."""
+    return 2 * axes.get("B", 1) * axes["M"] * axes["N"] * axes["K"]
 
 
-def _chain(axes: Axes, spec: CoreSpec) -> int:
+def chain(axes: Axes, spec: CoreSpec) -> int:
     """Bound the roundings one product a·b passes through.
 
     One for the product (exact for 2-byte inputs, rounded for float32), at most one per row of the
@@ -44,16 +57,20 @@ def _chain(axes: Axes, spec: CoreSpec) -> int:
     return 1 + depth + math.ceil(axes["K"] / spec.partitions)
 
 
-def _configure(axes: Axes, dtype: str, spec: CoreSpec) -> MatmulConfig:
+def configure(layout: Layout, axes: Axes, dtype: str, spec: CoreSpec) -> MatmulConfig:
+    """Choose the config of a product for the way its operands are stored."""
     itemsize = as_dtype(dtype).itemsize
     transpose = "dma" if itemsize == 2 else "pe"
-    wave_m, wave_n = _wave(axes, itemsize, transpose, spec)
+    by_pe = transpose == "pe" and _transposes(layout)
+    wave_m, wave_n = _wave(axes, by_pe, spec)
     a_bytes = wave_m * spec.stationary_fmax * itemsize
     b_bytes = wave_n * spec.moving_fmax * itemsize
     waves_n = math.ceil(axes["N"] / (wave_n * spec.moving_fmax))
     held = a_bytes * math.ceil(axes["K"] / spec.partitions)
     # A transposing slice exists twice for a while: as rows and transposed.
-    slice_bytes = b_bytes + (2 * a_bytes if transpose == "pe" else a_bytes)
+    twice = transpose == "pe"
+    slice_bytes = b_bytes * (1 + (twice and layout.transpose_b))
+    slice_bytes += a_bytes * (1 + (twice and not layout.transpose_a))
     room = int(spec.sbuf_usable_bytes * _FLIGHT_SHARE) // slice_bytes
     return MatmulConfig(
         wave_m=wave_m,
@@ -67,18 +84,14 @@ def _configure(axes: Axes, dtype: str, spec: CoreSpec) -> MatmulConfig:
     )
 
 
-def _wave(axes: Axes, itemsize: int, transpose: str, spec: CoreSpec) -> tuple[int, int]:
+def _wave(axes: Axes, by_pe: bool, spec: CoreSpec) -> tuple[int, int]:
     """Return the row and column tiles of a wave: as many banks as useful, fewest loaded columns."""
     tiles_m = math.ceil(axes["M"] / spec.stationary_fmax)
     tiles_n = math.ceil(axes["N"] / spec.moving_fmax)
-    banks = spec.psum_banks
-    limit_m = tiles_m
-    if transpose == "pe":
-        banks -= _TRANSPOSE_BANKS
-        limit_m = min(tiles_m, _transposed_tiles(itemsize, spec))
+    banks = spec.psum_banks - (_TRANSPOSE_BANKS if by_pe else 0)
     shapes = [
         (m, n)
-        for m in range(1, min(limit_m, banks) + 1)
+        for m in range(1, min(tiles_m, banks) + 1)
         for n in range(1, min(tiles_n, banks // m) + 1)
     ]
     m, n = min(
@@ -92,7 +105,8 @@ def _wave(axes: Axes, itemsize: int, transpose: str, spec: CoreSpec) -> tuple[in
     )
 
 
-def _config_problems(config: Any, dtype: str, spec: CoreSpec) -> tuple[str, ...]:
+def config_problems(layout: Layout, config: Any, dtype: str, spec: CoreSpec) -> tuple[str, ...]:
+    """Return why a MatmulConfig cannot run."""
     if not isinstance(config, MatmulConfig):
         return (f"config is {config!r}; a MatmulConfig is needed; pass one, or None to choose it",)
     reasons = []
@@ -103,13 +117,20 @@ def _config_problems(config: Any, dtype: str, spec: CoreSpec) -> tuple[str, ...]
     if config.transpose not in ("dma", "pe"):
         reasons.append(f"config.transpose is {config.transpose!r}; allowed are 'dma' and 'pe'")
     if not reasons:
-        reasons += _hardware_problems(config, as_dtype(dtype).itemsize, spec)
+        reasons += _hardware_problems(layout, config, as_dtype(dtype).itemsize, spec)
     return tuple(reasons)
 
 
-def _hardware_problems(config: MatmulConfig, itemsize: int, spec: CoreSpec) -> list[str]:
+def _transposes(layout: Layout) -> bool:
+    """Tell whether an operand must be transposed on the way in."""
+    return layout.transpose_b or not layout.transpose_a
+
+
+def _hardware_problems(
+    layout: Layout, config: MatmulConfig, itemsize: int, spec: CoreSpec
+) -> list[str]:
     reasons = []
-    by_pe = config.transpose == "pe"
+    by_pe = _transposes(layout) and config.transpose == "pe"
     banks = spec.psum_banks - (_TRANSPOSE_BANKS if by_pe else 0)
     if config.wave_m * config.wave_n > banks:
         reasons.append(
@@ -117,13 +138,7 @@ def _hardware_problems(config: MatmulConfig, itemsize: int, spec: CoreSpec) -> l
             f"{banks} PSUM banks for accumulators with transpose={config.transpose!r}; make the "
             "wave smaller"
         )
-    if by_pe and config.wave_m > _transposed_tiles(itemsize, spec):
-        reasons.append(
-            f"config.wave_m is {config.wave_m}; a transposed slice of {itemsize}-byte elements "
-            f"must fit one PSUM bank, at most {_transposed_tiles(itemsize, spec)} row tiles on "
-            f"{spec.name}; make the wave lower"
-        )
-    if not by_pe and itemsize != 2:
+    if _transposes(layout) and not by_pe and itemsize != 2:
         reasons.append(
             f"config.transpose is 'dma' for {itemsize}-byte elements; a DMA transposes matmul "
             "operands of 2 bytes; use 'pe'"
@@ -136,44 +151,63 @@ def _hardware_problems(config: MatmulConfig, itemsize: int, spec: CoreSpec) -> l
     return reasons
 
 
-def _transposed_tiles(itemsize: int, spec: CoreSpec) -> int:
-    """Row tiles whose transposed slice fits one PSUM bank (gen2 widens it to float32)."""
-    width = 4 if spec.generation == 2 else itemsize
-    return spec.psum_bank_bytes // (spec.stationary_fmax * width)
-
-
-def _reduced(axes: Axes, config: MatmulConfig, spec: CoreSpec) -> dict[str, int]:
-    """Keep two waves per axis and one slice more than the tail, the last as ragged as in full."""
+def reduced(axes: Axes, config: MatmulConfig, spec: CoreSpec) -> dict[str, int]:
+    """Keep two batches, two waves per axis and one slice more than the tail, edges as ragged."""
     blocks = {
         "M": config.wave_m * spec.stationary_fmax,
         "N": config.wave_n * spec.moving_fmax,
         "K": (config.tail + 1) * spec.partitions,
     }
-    return {letter: _two_blocks(axes[letter], block) for letter, block in blocks.items()}
+    sizes = {letter: _two_blocks(axes[letter], block) for letter, block in blocks.items()}
+    return sizes | ({"B": min(2, axes["B"])} if "B" in axes else {})
 
 
 def _two_blocks(size: int, block: int) -> int:
     return size if size <= 2 * block else block + (size % block or block)
 
 
-def _arguments(inputs: Sequence[Any], options: Options, config: MatmulConfig) -> tuple[Any, ...]:
+def _arguments(
+    layout: Layout, inputs: Sequence[Any], options: Options, config: MatmulConfig
+) -> tuple[Any, ...]:
     a, b = inputs
-    return a, b, str(as_dtype(options.get("out_dtype") or a.dtype)), config
+    epilogue = Epilogue(str(as_dtype(options.get("out_dtype") or a.dtype)))
+    return a, b, None, None, layout, epilogue, config
 
 
-MATMUL = Operator(
-    name="matmul",
-    summary="c[m, n] = sum_k a[m, k] * b[k, n], accumulated in float32",
-    inputs=(Operand("a", ("M", "K")), Operand("b", ("K", "N"))),
-    outputs=(Operand("c", ("M", "N")),),
-    axis_order=("M", "N", "K"),
-    dtypes=("bfloat16", "float16", "float32"),
-    flops=_flops,
-    roundings=1,
-    chain=_chain,
-    configure=_configure,
-    reduced=_reduced,
-    kernel=matmul,
-    arguments=_arguments,
-    config_problems=_config_problems,
-)
+def stored(letters: str, transposed: bool) -> tuple[str, ...]:
+    """Return the axes of an operand, swapped when it is stored transposed."""
+    return tuple(reversed(letters)) if transposed else tuple(letters)
+
+
+def _operator(name: str, layout: Layout, batch: tuple[str, ...]) -> Operator:
+    a = batch + stored("MK", layout.transpose_a)
+    b = batch + stored("KN", layout.transpose_b)
+    left, right, total = (", ".join(x).lower() for x in (a, b, (*batch, "M", "N")))
+    return Operator(
+        name=name,
+        summary=f"c[{total}] = sum_k a[{left}] * b[{right}], accumulated in float32",
+        inputs=(Operand("a", a), Operand("b", b)),
+        outputs=(Operand("c", (*batch, "M", "N")),),
+        axis_order=(*batch, "M", "N", "K"),
+        dtypes=("bfloat16", "float16", "float32"),
+        flops=flops,
+        roundings=1,
+        chain=chain,
+        configure=partial(configure, layout),
+        reduced=reduced,
+        kernel=matmul,
+        arguments=partial(_arguments, layout),
+        config_problems=partial(config_problems, layout),
+    )
+
+
+#: Every product by (batched, transpose_a, transpose_b).
+MATMULS: dict[tuple[bool, bool, bool], Operator] = {
+    (batched, transpose_a, transpose_b): _operator(
+        ("bmm" if batched else "matmul") + _SUFFIXES[transpose_a, transpose_b],
+        Layout(transpose_a, transpose_b),
+        ("B",) if batched else (),
+    )
+    for batched in (False, True)
+    for transpose_a, transpose_b in _SUFFIXES
+}

@@ -138,6 +138,27 @@ def _matmul_cases() -> Iterator[Case]:
             yield _case("matmul", model, phase, layer, {"M": m, "N": n, "K": k})
 
 
+def _stored_cases(op: str) -> Iterator[Case]:
+    """The linear layers with operands stored another way: only one model, for the sizes repeat."""
+    for case in _matmul_cases():
+        if "qwen3-30b-a3b" in case.tags:
+            yield Case(op, case.name, case.axes, case.tags)
+
+
+def _bmm_cases(op: str) -> Iterator[Case]:
+    """Scores [heads, tokens, tokens] and values [heads, tokens, head_dim] of plain attention."""
+    tokens = 512
+    for model, phase, _ in _passes():
+        if phase == "prefill" and model.name in ("llama3-8b", "minilm-l6"):
+            for layer, n, k in (
+                ("scores", tokens, model.head_dim),
+                ("values", model.head_dim, tokens),
+            ):
+                yield _case(
+                    op, model, phase, layer, {"B": model.heads, "M": tokens, "N": n, "K": k}
+                )
+
+
 def _norm_cases(op: str) -> Iterator[Case]:
     for model, phase, tokens in _passes():
         if model.norm == op:
@@ -157,6 +178,14 @@ def _norm_backward_cases(op: str) -> Iterator[Case]:
 
 _CASES: dict[str, dict[str, Case]] = {
     "matmul": {case.name: case for case in _matmul_cases()},
+    **{
+        op: {case.name: case for case in _stored_cases(op)}
+        for op in ("matmul_nt", "matmul_tn", "matmul_tt")
+    },
+    **{
+        op: {case.name: case for case in _bmm_cases(op)}
+        for op in ("bmm", "bmm_nt", "bmm_tn", "bmm_tt")
+    },
     "rms_norm": {case.name: case for case in _norm_cases("rms_norm")},
     "layer_norm": {case.name: case for case in _norm_cases("layer_norm")},
     "rms_norm_backward": {case.name: case for case in _norm_backward_cases("rms_norm_backward")},
@@ -176,6 +205,13 @@ DEFAULTS: dict[str, tuple[str, ...]] = {
         "gpt-oss-20b:decode:qkv",
         "minilm-l6:prefill:up",
     ),
+    "matmul_nt": ("2048x2048x2048", "1x14336x4096", "8x14336x4096", "64x14336x4096"),
+    "matmul_tn": ("2048x2048x2048",),
+    "matmul_tt": ("2048x2048x2048",),
+    "bmm": ("llama3-8b:prefill:values",),
+    "bmm_nt": ("llama3-8b:prefill:scores",),
+    "bmm_tn": ("llama3-8b:prefill:values",),
+    "bmm_tt": ("llama3-8b:prefill:values",),
     "rms_norm": (
         "4096x4096",
         "2048x16384",

@@ -68,8 +68,8 @@ def test_run_prints_a_table_and_writes_json(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", "matmull"], "no operator 'matmull'; there are matmul, rms_norm, layer_norm,"),
-        (["list", "norm"], "no operator 'norm'; there are matmul, rms_norm, layer_norm,"),
+        (["run", "matmull"], "no operator 'matmull'; there are matmul, matmul_nt,"),
+        (["list", "norm"], "no operator 'norm'; there are matmul, matmul_nt,"),
         (["run", "matmul", "--shape", "12x"], "shape '12x' is neither a named shape nor MxNxK"),
         (["run", "matmul", "--shape", "1x2x3", "--shape", "0x1x1"], "has a size below 1"),
         (["run", "--dtype", "float64"], "dtype 'float64' is not supported; allowed are bfloat16,"),

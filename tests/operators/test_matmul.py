@@ -211,7 +211,6 @@ GOOD = MatmulConfig(1, 1, 1, 1, False, "dma", False, False)
             "trn2",
             "6 PSUM banks for accumulators with transpose='pe'",
         ),
-        ({"wave_m": 5, "transpose": "pe"}, "float32", "trn2", "at most 4 row tiles on trn2"),
         ({}, "float32", "trn2", "config.transpose is 'dma' for 4-byte elements"),
         ({"hwdge": True}, "bfloat16", "trn1", "need gen3; trn1 is gen2"),
     ],

@@ -35,3 +35,19 @@ def test_matmul_leaves_its_inputs_alone():
     assert (ref.magnitude == 6).all()
     assert (a == 1).all()
     assert (b == -2).all()
+
+
+@pytest.mark.parametrize("transpose_a", [False, True])
+@pytest.mark.parametrize("transpose_b", [False, True])
+def test_stored_the_other_way_and_in_batches_it_is_the_same(transpose_a, transpose_b):
+    a, b = wide(1, (2, 3, 4), np.float32), wide(2, (2, 4, 5), np.float32)
+    ref = matmul(
+        np.swapaxes(a, 1, 2) if transpose_a else a,
+        np.swapaxes(b, 1, 2) if transpose_b else b,
+        transpose_a=transpose_a,
+        transpose_b=transpose_b,
+    )
+    for batch in range(2):
+        one = matmul(a[batch], b[batch])
+        assert (ref.value[batch] == one.value).all()
+        assert (ref.magnitude[batch] == one.magnitude).all()

@@ -1,11 +1,11 @@
-"""C = A·B for row-major A [M, K] and B [K, N].
+"""C = A·B and what follows it, for each way of storing A and B.
 
 The output is cut into *waves*: blocks of C whose float32 accumulators fill PSUM, one bank per tile.
 A wave streams the contraction in slices of 128 rows: one slice of A, transposed, and one of B feed
 every tile of the wave, so a slice of 128 x (512 + 1024) bf16 pays 1.1 us of DMA for 1.7 us of
 Tensor engine. Nothing but PE limits a large product; the rest of this file keeps PE fed:
 
-* slices are loaded `prefetch` steps ahead, across waves;
+* slices are loaded `prefetch` steps ahead, across waves and batches;
 * B and the stores of C share one DMA queue, A has another: a store that waits for its eviction then
   holds back loads of B that are not urgent, and never those of A (with A behind the stores, the
   next block of rows starts 12 us late at 2048^3; with stores behind A, B runs so far ahead that A
@@ -13,7 +13,11 @@ Tensor engine. Nothing but PE limits a large product; the rest of this file keep
 * the last `tail` slices of a wave run tile by tile: accumulators finish one after another, and
   their eviction hides under the tiles that follow;
 * evictions alternate between Vector and Scalar, which need 633 and 529 ns for a bank that PE fills
-  in at least 217 ns.
+  in at least 217 ns; an epilogue takes their place (epilogue.py).
+
+An operand whose contraction runs along its rows, A [M, K] or B [N, K], is transposed on the way in:
+a DMA does it at 90 % of its rate, which makes B [N, K] the slower way of storing weights when few
+rows of A leave nothing but their stream (86 against 94 % of the bandwidth at M <= 64).
 """
 
 from __future__ import annotations
@@ -23,6 +27,9 @@ from dataclasses import dataclass
 import nki
 import nki.isa as nisa
 import nki.language as nl
+
+from nki_kernels.kernels.matmul.epilogue import evict, load_bias, load_residual
+from nki_kernels.kernels.matmul.slices import load_slice, matrix, mode_of, ready_slice, spans
 
 
 @dataclass(frozen=True)
@@ -35,9 +42,10 @@ class MatmulConfig(nl.NKIObject):
         prefetch: slices loaded ahead of the one being multiplied, at least 1.
         tail: slices at the end of a wave that run tile by tile.
         hold_a: keep the transposed slices of A while the waves walk along N.
-        transpose: "dma" (2-byte types) or "pe". The DMA figure rests on documented peaks; a
-            toolchain that lowers it to PE transposes needs "pe" and its smaller waves.
-        hwdge: load B through the hardware descriptor engine (gen3 and later).
+        transpose: "dma" (2-byte types) or "pe", for operands stored the other way. The DMA figure
+            rests on documented peaks; a toolchain that lowers it to PE transposes needs "pe" and
+            its smaller waves.
+        hwdge: plain copies go through the hardware descriptor engine (gen3 and later).
         evict_scalar: let Scalar share the evictions (gen3 and later).
     """
 
@@ -51,138 +59,144 @@ class MatmulConfig(nl.NKIObject):
     evict_scalar: bool
 
 
+@dataclass(frozen=True)
+class Layout(nl.NKIObject):
+    """How the operands are stored.
+
+    Attributes:
+        transpose_a: A is [K, M] instead of [M, K].
+        transpose_b: B is [N, K] instead of [K, N], as PyTorch stores the weight of a linear layer.
+    """
+
+    transpose_a: bool = False
+    transpose_b: bool = False
+
+
 @nki.jit
-def matmul(a, b, out_dtype, config):
-    """Matrix product: c[m, n] = sum_k a[m, k] * b[k, n], accumulated in float32, rounded once.
+def matmul(a, b, bias, residual, layout, epilogue, config):
+    """Matrix product: c[m, n] = epilogue(sum_k a[m, k] * b[k, n]), accumulated in float32.
 
     Dimensions:
         M, N, K: any size >= 1; ragged edges are sliced, not padded.
 
     Args:
-        a: [M, K] HBM, bfloat16 | float16 | float32.
-        b: [K, N] HBM, dtype of a.
-        out_dtype: dtype of the result.
+        a: [M, K] HBM ([K, M] when layout.transpose_a), bfloat16 | float16 | float32; all operands
+            may have a batch axis in front, except the bias.
+        b: [K, N] HBM ([N, K] when layout.transpose_b), dtype of a.
+        bias: [N] HBM, dtype of a, or None.
+        residual: [M, N] HBM, dtype of a, or None.
+        layout: Layout.
+        epilogue: Epilogue; its out_dtype is that of the result.
         config: MatmulConfig.
 
     Returns:
-        [M, N] HBM, out_dtype.
-    Data flow: HBM -> SBUF (A transposed by DMA, or by PE through PSUM) -> PSUM -> SBUF -> HBM.
+        [M, N] HBM, with the batch axis of `a`: activation(scale * sum + bias) + residual, rounded
+        once.
+    Data flow: HBM -> SBUF (transposed by DMA, or by PE through PSUM) -> PSUM -> SBUF -> HBM.
     """
-    rows, columns = a.shape[0], b.shape[1]
-    c = nl.ndarray((rows, columns), dtype=out_dtype, buffer=nl.shared_hbm)
-    steps = _steps(rows, columns, a.shape[1], config)
+    rows = a.shape[-1] if layout.transpose_a else a.shape[-2]
+    columns = b.shape[-2] if layout.transpose_b else b.shape[-1]
+    shape = (rows, columns) if len(a.shape) == 2 else (a.shape[0], rows, columns)
+    c = nl.ndarray(shape, dtype=epilogue.out_dtype, buffer=nl.shared_hbm)
+    product(c, {"a": a, "b": b, "bias": bias, "residual": residual}, layout, epilogue, config)
+    return c
+
+
+def product(c, operands, layout, epilogue, config, sums=None):
+    """Compute c [M, N] in HBM; with `sums` [K], also sums[k] = sum_m a[m, k] on idle Vector."""
+    steps = _steps(c, _contraction(operands["a"], layout), config)
     loaded = []
     held = {}
-    transposed = []
-    pending = []
     accumulators = []
+    pending = []
+    totals = None
     for at in range(len(steps)):
         while len(loaded) < len(steps) and len(loaded) <= at + config.prefetch:
-            loaded.append(_load(a, b, steps[len(loaded)], held, config))
-        # PE transposes run one step ahead, or PE would wait for their eviction.
-        while len(transposed) < len(steps) and len(transposed) <= at + 1:
-            transposed.append(_transposed(loaded[len(transposed)], steps[len(transposed)], held))
-        step = steps[at]
+            loaded.append(_load(operands, steps[len(loaded)], held, layout, config))
+        step, slices = steps[at], loaded[at]
         if step["first"]:
             pending = []
             accumulators = _accumulators(step)
-        slices = (transposed[at], loaded[at]["b"])
-        loaded[at] = None
-        transposed[at] = None
+        # PE transposes run one step ahead, or PE would wait for their eviction.
+        for ahead in loaded[at : at + 2]:
+            ready_slice(ahead["a"])
+            ready_slice(ahead["b"])
+        if sums is not None and step["n"][0] == 0:
+            totals = _add_columns(totals, ready_slice(slices["a"]), step)
         if step["in_tail"]:
             pending.append(slices)
         else:
             for tile in accumulators:
                 _multiply(tile, slices, step["first"])
         if step["last"]:
-            started = len(pending) < len(_spans(a.shape[1], nl.tile_size.pmax))
-            _finish(c, step, accumulators, pending, started, config)
-    return c
+            started = len(pending) < step["slices"]
+            _finish(c, step, accumulators, pending, started, slices, epilogue, config)
+        loaded[at] = None
+    if sums is not None:
+        _store_columns(sums, totals, config)
 
 
-def _spans(extent, size):
-    return [(start, min(start + size, extent)) for start in range(0, extent, size)]
+def _contraction(a, layout):
+    return a.shape[-2] if layout.transpose_a else a.shape[-1]
 
 
-def _steps(rows, columns, contraction, config):
-    """One entry per wave and contraction slice, in the order of execution."""
-    tile_k = nl.tile_size.pmax
-    slices = _spans(contraction, tile_k)
+def _steps(c, contraction, config):
+    """One entry per batch, wave and contraction slice, in the order of execution."""
+    rows, columns = c.shape[-2], c.shape[-1]
+    slices = spans(contraction, nl.tile_size.pmax)
+    blocks = []
+    for batch in range(1 if len(c.shape) == 2 else c.shape[0]):
+        for m in spans(rows, config.wave_m * nl.tile_size.gemm_stationary_fmax):
+            for n in spans(columns, config.wave_n * nl.tile_size.gemm_moving_fmax):
+                blocks.append((batch, m, n))
     steps = []
-    for m_start, m_stop in _spans(rows, config.wave_m * nl.tile_size.gemm_stationary_fmax):
-        for n_start, n_stop in _spans(columns, config.wave_n * nl.tile_size.gemm_moving_fmax):
-            for index in range(len(slices)):
-                steps.append(
-                    {
-                        "m": (m_start, m_stop),
-                        "n": (n_start, n_stop),
-                        "k": slices[index],
-                        "index": index,
-                        "first": index == 0,
-                        "last": index == len(slices) - 1,
-                        "in_tail": index >= len(slices) - config.tail,
-                        "new_a": n_start == 0 or not config.hold_a,
-                        "final": m_stop == rows and n_stop == columns,
-                    }
-                )
+    for batch, m, n in blocks:
+        for index in range(len(slices)):
+            steps.append(
+                {
+                    "batch": batch,
+                    "m": m,
+                    "n": n,
+                    "k": slices[index],
+                    "index": index,
+                    "slices": len(slices),
+                    "first": index == 0,
+                    "last": index == len(slices) - 1,
+                    "in_tail": index >= len(slices) - config.tail,
+                    "new_a": n[0] == 0 or not config.hold_a,
+                }
+            )
     return steps
 
 
-def _load(a, b, step, held, config):
+def _load(operands, step, held, layout, config):
     """Start the loads of one slice; returns what the later stages pick up."""
-    (m_start, m_stop), (n_start, n_stop), (k_start, k_stop) = step["m"], step["n"], step["k"]
-    mode = nisa.dge_mode.hwdge if config.hwdge else nisa.dge_mode.unknown
-    b_slice = nl.ndarray((k_stop - k_start, n_stop - n_start), dtype=b.dtype, buffer=nl.sbuf)
-    nisa.dma_copy(dst=b_slice, src=b[k_start:k_stop, n_start:n_stop], dge_mode=mode)
-    found = {"b": b_slice, "a_rows": None}
-    if not step["new_a"]:
-        return found
-    if config.transpose == "dma":
-        a_slice = nl.ndarray((k_stop - k_start, m_stop - m_start), dtype=a.dtype, buffer=nl.sbuf)
-        nisa.dma_transpose(dst=a_slice, src=a[m_start:m_stop, k_start:k_stop])
-        found["a"] = a_slice
-    else:
-        found["a_rows"] = []
-        for start, stop in _spans(m_stop - m_start, nl.tile_size.gemm_stationary_fmax):
-            tile = nl.ndarray((stop - start, k_stop - k_start), dtype=a.dtype, buffer=nl.sbuf)
-            source = a[m_start + start : m_start + stop, k_start:k_stop]
-            nisa.dma_copy(dst=tile, src=source, dge_mode=mode)
-            found["a_rows"].append(tile)
+    batch, k = step["batch"], step["k"]
+    b = matrix(operands["b"], batch)
+    found = {"b": load_slice(b, k, step["n"], layout.transpose_b, config)}
+    if step["new_a"]:
+        a = matrix(operands["a"], batch)
+        held[step["index"]] = load_slice(a, k, step["m"], not layout.transpose_a, config)
+    found["a"] = held[step["index"]]
+    if step["last"]:  # what the epilogue needs
+        m = step["m"]
+        rows = min(m[1] - m[0], nl.tile_size.gemm_stationary_fmax)
+        found["bias"] = load_bias(operands["bias"], step["n"], rows, config)
+        residual = operands["residual"]
+        if residual is not None:
+            residual = matrix(residual, batch)
+        found["residual"] = load_residual(residual, m, step["n"], config)
     return found
-
-
-def _transposed(found, step, held):
-    """Return the slice of A with the contraction on partitions."""
-    if not step["new_a"]:
-        return held[step["index"]]
-    if found["a_rows"] is None:
-        held[step["index"]] = found["a"]
-        return found["a"]
-    tiles = found["a_rows"]
-    k_size, m_size = step["k"][1] - step["k"][0], step["m"][1] - step["m"][0]
-    dtype = tiles[0].dtype
-    # gen2 transposes through a matmul, whose result is float32.
-    psum_dtype = nl.float32 if nisa.get_nc_version() == nisa.nc_version.gen2 else dtype
-    flipped = nl.ndarray((k_size, m_size), dtype=psum_dtype, buffer=nl.psum)
-    start = 0
-    for tile in tiles:
-        stop = start + tile.shape[0]
-        nisa.nc_transpose(dst=flipped[:, start:stop], data=tile, engine=nisa.engine.tensor)
-        start = stop
-    result = nl.ndarray((k_size, m_size), dtype=dtype, buffer=nl.sbuf)
-    nisa.tensor_copy(dst=result, src=flipped, engine=nisa.engine.vector)
-    held[step["index"]] = result
-    return result
 
 
 def _accumulators(step):
     """Allocate the accumulators of a wave, one PSUM bank each."""
     (m_start, m_stop), (n_start, n_stop) = step["m"], step["n"]
     tiles = []
-    for m_from, m_to in _spans(m_stop - m_start, nl.tile_size.gemm_stationary_fmax):
-        for n_from, n_to in _spans(n_stop - n_start, nl.tile_size.gemm_moving_fmax):
-            psum = nl.ndarray((m_to - m_from, n_to - n_from), dtype=nl.float32, buffer=nl.psum)
-            tiles.append({"psum": psum, "m": (m_from, m_to), "n": (n_from, n_to)})
+    for m in spans(m_stop - m_start, nl.tile_size.gemm_stationary_fmax):
+        for n in spans(n_stop - n_start, nl.tile_size.gemm_moving_fmax):
+            psum = nl.ndarray((m[1] - m[0], n[1] - n[0]), dtype=nl.float32, buffer=nl.psum)
+            tiles.append({"psum": psum, "m": m, "n": n})
     return tiles
 
 
@@ -191,16 +205,16 @@ def _multiply(tile, slices, first):
     (m_from, m_to), (n_from, n_to) = tile["m"], tile["n"]
     nisa.nc_matmul(
         dst=tile["psum"],
-        stationary=slices[0][:, m_from:m_to],
-        moving=slices[1][:, n_from:n_to],
+        stationary=ready_slice(slices["a"])[:, m_from:m_to],
+        moving=ready_slice(slices["b"])[:, n_from:n_to],
         accumulate=not first,
     )
 
 
-def _finish(c, step, accumulators, pending, started, config):
+def _finish(c, step, accumulators, pending, started, extras, epilogue, config):
     """Run the tail of a wave tile by tile, evict each accumulator and store each row of tiles."""
-    m_start, n_start = step["m"][0], step["n"][0]
-    width = step["n"][1] - n_start
+    m_start, (n_start, n_stop) = step["m"][0], step["n"]
+    width = n_stop - n_start
     row = None
     for number in range(len(accumulators)):
         tile = accumulators[number]
@@ -209,12 +223,47 @@ def _finish(c, step, accumulators, pending, started, config):
         (m_from, m_to), (n_from, n_to) = tile["m"], tile["n"]
         if n_from == 0:
             row = nl.ndarray((m_to - m_from, width), dtype=c.dtype, buffer=nl.sbuf)
+        bias, residual = extras["bias"], None
+        if bias is not None:
+            bias = bias[0 : m_to - m_from, n_from:n_to]
+        if len(extras["residual"]) > 0:
+            number_m = m_from // nl.tile_size.gemm_stationary_fmax
+            residual = extras["residual"][number_m][:, n_from:n_to]
         scalar = config.evict_scalar and number % 2 == 1
         engine = nisa.engine.scalar if scalar else nisa.engine.vector
-        nisa.tensor_copy(dst=row[:, n_from:n_to], src=tile["psum"], engine=engine)
+        evict(row[:, n_from:n_to], tile["psum"], epilogue, bias, residual, engine)
         if n_to == width:
+            target = matrix(c, step["batch"])
             nisa.dma_copy(
-                dst=c[m_start + m_from : m_start + m_to, n_start : n_start + width],
+                dst=target[m_start + m_from : m_start + m_to, n_start:n_stop],
                 src=row,
-                dge_mode=nisa.dge_mode.hwdge if config.hwdge else nisa.dge_mode.unknown,
+                dge_mode=mode_of(config),
             )
+
+
+def _add_columns(totals, a_slice, step):
+    """Add the sums over m of a transposed slice of A [k, m] to column `index` of the totals."""
+    p, index = a_slice.shape[0], step["index"]
+    if totals is None:
+        totals = nl.ndarray((nl.tile_size.pmax, step["slices"]), dtype=nl.float32, buffer=nl.sbuf)
+    column = totals[0:p, index : index + 1]
+    if step["m"][0] == 0:
+        nisa.tensor_reduce(dst=column, op=nl.add, data=a_slice, axis=1)
+        return totals
+    part = nl.ndarray((p, 1), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.tensor_reduce(dst=part, op=nl.add, data=a_slice, axis=1)
+    nisa.tensor_tensor(dst=column, data1=column, data2=part, op=nl.add)
+    return totals
+
+
+def _store_columns(sums, totals, config):
+    """Store totals: sums[k] stands on partition k % 128 of column k // 128."""
+    size, pmax = sums.shape[0], nl.tile_size.pmax
+    full = size // pmax
+    rounded = nl.ndarray(totals.shape, dtype=sums.dtype, buffer=nl.sbuf)
+    for p, first, last in ((pmax, 0, full), (size - full * pmax, full, totals.shape[1])):
+        if p > 0 and first < last:
+            tile = rounded[0:p, first:last]
+            nisa.tensor_copy(dst=tile, src=totals[0:p, first:last], engine=nisa.engine.vector)
+            target = sums.ap(pattern=[[1, p], [pmax, last - first]], offset=first * pmax)
+            nisa.dma_copy(dst=target, src=tile, dge_mode=mode_of(config))
