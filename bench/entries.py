@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 import reference.matmul
 import reference.norm
+import reference.rope
 from nki_kernels.machine.dtypes import as_dtype
 from nki_kernels.machine.tensor import Abstract
 from nki_kernels.operators import OPERATORS
@@ -27,6 +28,13 @@ def normal_inputs(shapes: Shapes, dtype: str, seed: int) -> Arrays:
     rng = np.random.default_rng(seed)
     host = as_dtype(dtype).host
     return tuple(rng.standard_normal(shape, np.float32).astype(host) for shape in shapes)
+
+
+def rope_inputs(shapes: Shapes, dtype: str, seed: int) -> Arrays:
+    """Return rows, and cosine and sine of random angles in float32."""
+    (x,) = normal_inputs(shapes[:1], dtype, seed)
+    angles = np.random.default_rng(seed + 1).uniform(-np.pi, np.pi, shapes[1])
+    return x, np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,4 +81,6 @@ ENTRIES: Mapping[str, Entry] = {
     "layer_norm_backward": Entry(
         OPERATORS["layer_norm_backward"], reference.norm.layer_norm_backward
     ),
+    "rope": Entry(OPERATORS["rope"], reference.rope.rope, rope_inputs),
+    "rope_batched": Entry(OPERATORS["rope_batched"], reference.rope.rope, rope_inputs),
 }

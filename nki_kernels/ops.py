@@ -20,6 +20,7 @@ from nki_kernels.operators.norm_backward import (
     LayerNormBackwardConfig,
     RmsNormBackwardConfig,
 )
+from nki_kernels.operators.rope import rope as rope
 
 
 def matmul(

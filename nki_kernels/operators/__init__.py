@@ -6,6 +6,7 @@ from nki_kernels.operators.contract import Operator
 from nki_kernels.operators.matmul import MATMULS
 from nki_kernels.operators.norm import LAYER_NORM, RMS_NORM
 from nki_kernels.operators.norm_backward import LAYER_NORM_BACKWARD, RMS_NORM_BACKWARD
+from nki_kernels.operators.rope import ROPES
 
 #: Every operator by name. Tests, benchmarks and torch ops are generated from this table.
 OPERATORS: dict[str, Operator] = {
@@ -16,5 +17,6 @@ OPERATORS: dict[str, Operator] = {
         LAYER_NORM,
         RMS_NORM_BACKWARD,
         LAYER_NORM_BACKWARD,
+        *ROPES.values(),
     )
 }

@@ -176,6 +176,18 @@ def _norm_backward_cases(op: str) -> Iterator[Case]:
             yield Case(op, case.name, case.axes, case.tags)
 
 
+def _rope_cases(op: str) -> Iterator[Case]:
+    """Prompts share their angles; sequences that are decoded have each their own."""
+    wanted = "decode" if op == "rope_batched" else "prefill"
+    for model, phase, tokens in _passes():
+        if model.decodes and phase == wanted:
+            batch, rows = (tokens, 1) if phase == "decode" else (1, tokens)
+            for layer, heads in (("q", model.heads), ("k", model.kv_heads)):
+                size = model.head_dim
+                axes = {"B": batch, "H": heads, "S": rows, "D": size, "F": size // 2}
+                yield _case(op, model, phase, layer, axes)
+
+
 _CASES: dict[str, dict[str, Case]] = {
     "matmul": {case.name: case for case in _matmul_cases()},
     **{
@@ -192,6 +204,7 @@ _CASES: dict[str, dict[str, Case]] = {
     "layer_norm_backward": {
         case.name: case for case in _norm_backward_cases("layer_norm_backward")
     },
+    **{op: {case.name: case for case in _rope_cases(op)} for op in ("rope", "rope_batched")},
 }
 
 #: What `python -m bench run <op>` times when no shape is named.
@@ -241,6 +254,8 @@ DEFAULTS: dict[str, tuple[str, ...]] = {
         "128x4096",
         "minilm-l6:prefill:hidden",
     ),
+    "rope": ("llama3-8b:prefill:q", "llama3-8b:prefill:k"),
+    "rope_batched": ("llama3-8b:decode:q",),
 }
 
 
