@@ -26,7 +26,8 @@ def rope(
 
     Args:
         x: [B, H, S, D].
-        cos, sin: [S, F] or [B, S, F].
+        cos: [S, F] or [B, S, F].
+        sin: likewise.
         interleaved: pair f is columns (2 f, 2 f + 1) instead of (f, F + f).
         inverse: rotate by the negative angle.
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy.typing as npt
+
 from nki_kernels.hardware.spec import CoreSpec
-from nki_kernels.kernels.attention.rope import RopeConfig, rope
+from nki_kernels.kernels.attention.rope import RopeConfig
+from nki_kernels.kernels.attention.rope import rope as rope_kernel
 from nki_kernels.machine.dtypes import as_dtype
 from nki_kernels.operators.contract import Axes, Operand, Operator, Options
 
-__all__ = ["ROPES", "RopeConfig"]
+__all__ = ["ROPES", "RopeConfig", "rope"]
 
 DTYPES = ("bfloat16", "float16", "float32")
 
@@ -128,7 +131,7 @@ def _operator(batched: bool) -> Operator:
         chain=_chain,
         configure=_configure,
         reduced=_reduced,
-        kernel=rope,
+        kernel=rope_kernel,
         arguments=_arguments,
         limits=_limits,
         option_problems=option_problems,
@@ -138,3 +141,57 @@ def _operator(batched: bool) -> Operator:
 
 #: By whether the angles differ between the entries of a batch.
 ROPES: dict[bool, Operator] = {batched: _operator(batched) for batched in (False, True)}
+
+
+def rope(
+    x: npt.NDArray[Any],
+    cos: npt.NDArray[Any],
+    sin: npt.NDArray[Any],
+    *,
+    interleaved: bool = False,
+    inverse: bool = False,
+    config: RopeConfig | None = None,
+    target: str | None = None,
+) -> npt.NDArray[Any]:
+    """Rotary position embedding: rotate pairs of columns by the angle of their row.
+
+    y1 = x1 * cos - x2 * sin;  y2 = x2 * cos + x1 * sin
+
+    In float32, rounded once. Pair f is columns (f, F + f); columns from 2 F on (partial rotation)
+    are passed on. The gradient is the inverse rotation: `rope(dy, cos, sin, inverse=True)`.
+
+    Dimensions:
+        B, H, S: batch, heads, rows, >= 1    D: row length    F: pairs, 1 <= F <= D / 2
+
+    Args:
+        x: [B, H, S, D], dense row-major, bfloat16 | float16 | float32.
+        cos: [S, F] float32, or [B, S, F] where the sequences of a batch differ in position.
+        sin: likewise.
+        interleaved: pair f is columns (2 f, 2 f + 1) instead.
+        inverse: rotate by the negative angle.
+        config: tuning of the kernel; None lets the operator choose. It never changes the result.
+        target: hardware generation; None means the one in force, as for `matmul`.
+
+    Returns:
+        [B, H, S, D], a new array of the dtype of `x`.
+
+    Raises:
+        ShapeError: sizes that differ, a wrong rank, a zero size, a strided array, more than D / 2
+            pairs, or a D too large for SBUF.
+        DtypeError: a dtype that is not supported.
+        OptionError: an `interleaved` or `inverse` that is no truth value.
+        ConfigError: a `config` that cannot run on the target.
+
+    Source: the kernel is `nki_kernels.kernels.attention.rope`.
+
+    Example:
+        >>> import numpy as np
+        >>> x = np.array([1, 2], np.float32).reshape(1, 1, 1, 2)
+        >>> rope(x, np.zeros((1, 1), np.float32), np.ones((1, 1), np.float32))
+        array([[[[-2.,  1.]]]], dtype=float32)
+    """
+    op = ROPES[getattr(cos, "ndim", 2) == 3]
+    options = {"interleaved": interleaved, "inverse": inverse}
+    run = op.launch((x, cos, sin), options, config=config, target=target)
+    result: npt.NDArray[Any] = run.result
+    return result

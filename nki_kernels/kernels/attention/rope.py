@@ -40,7 +40,8 @@ def rope(x, cos, sin, interleaved, inverse, config):
 
     Args:
         x: [B, H, S, D] HBM, bfloat16 | float16 | float32.
-        cos, sin: [S, F] HBM float32, or [B, S, F].
+        cos: [S, F] HBM float32, or [B, S, F].
+        sin: likewise.
         interleaved: which columns form a pair.
         inverse: rotate back: the inverse of a rotation, and its gradient.
         config: RopeConfig.
