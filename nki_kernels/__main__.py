@@ -81,6 +81,11 @@ def add_profile(commands: Subparsers) -> None:
     )
     parser.add_argument("--force", action="store_true", help="replace output files that exist")
     parser.add_argument("--against", metavar="OLD.json", help="compare with an earlier record")
+    parser.add_argument(
+        "--band",
+        action="store_true",
+        help="also time the kernel at the bounds of every uncertain number of the hardware",
+    )
     parser.add_argument("--json", action="store_true", help="print the record instead of a report")
     parser.set_defaults(handler=_profile)
 
@@ -119,8 +124,8 @@ def add_conformance(commands: Subparsers) -> None:
         "conformance",
         help="run AWS's kernel library on the embedded NKI, against its own references",
         description="Run the test files of a checkout of aws-neuron/nki-library, each kernel on "
-        "the embedded NKI against the reference of its own test (needs the extra `conformance`). Exit "
-        "code 0 if every entry matches.",
+        "the embedded NKI against the reference of its own test (needs the extra `conformance`). "
+        "Exit code 0 if every entry matches.",
     )
     parser.add_argument("path", help="the checkout")
     parser.add_argument(
@@ -245,6 +250,7 @@ def environment() -> dict[str, Any]:
     tool = dataclasses.asdict(toolchain.current())
     tool["path"] = str(tool["path"])
     target = os.environ.get(TARGET_ENV)
+    problem = None if target is None else _target_problem(target)
     return {
         "nki_kernels": nki_kernels.__version__,
         "python": platform.python_version(),
@@ -254,17 +260,35 @@ def environment() -> dict[str, Any]:
         "target": {
             "name": target or DEFAULT_TARGET,
             "set_by": TARGET_ENV if target else f"default; {TARGET_ENV} is not set",
+            "problem": problem,
         },
     }
 
 
+def _target_problem(target: str) -> str | None:
+    """Say why a kernel cannot run for a target; None if it can."""
+    from nki_kernels.hardware import spec_for
+
+    try:
+        spec_for(target)
+    except ValueError as error:
+        return f"{TARGET_ENV}: {error}; set one of these or unset it"
+    return None
+
+
 def print_environment(*, as_json: bool) -> int:
-    """Print ``environment()`` as JSON or as aligned lines; return the exit code."""
+    """Print ``environment()`` as JSON or as aligned lines; return the exit code.
+
+    A target that is none is an error: nothing could be launched.
+    """
     facts = environment()
+    tool, target = facts["toolchain"], facts["target"]
+    if target["problem"] is not None:
+        print(f"error: {target['problem']}", file=sys.stderr)
+    code = 0 if target["problem"] is None else USAGE_ERROR
     if as_json:
         print(json.dumps(facts, indent=2))
-        return 0
-    tool, target = facts["toolchain"], facts["target"]
+        return code
     lines = {
         "nki_kernels": facts["nki_kernels"],
         "python": f"{facts['python']} ({facts['platform']})",
@@ -275,7 +299,7 @@ def print_environment(*, as_json: bool) -> int:
     }
     for name, text in lines.items():
         print(f"{name:<12} {text}")
-    return 0
+    return code
 
 
 def _version(distribution: str) -> str | None:

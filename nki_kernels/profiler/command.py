@@ -16,6 +16,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from nki_kernels.machine.dtypes import as_dtype
 from nki_kernels.machine.errors import DtypeError, NkiKernelsError, OptionError
 from nki_kernels.machine.launch import Kernel
 from nki_kernels.machine.tensor import Abstract
+from nki_kernels.profiler.band import band_text
 from nki_kernels.profiler.diff import diff
 from nki_kernels.profiler.output import check, save_all
 from nki_kernels.profiler.session import Profile, profile
@@ -78,11 +80,14 @@ def run(options: argparse.Namespace) -> int:
 def _report(found: Profile, options: argparse.Namespace) -> int:
     try:
         compared = diff(options.against, found) if options.against else None
-        paths = save_all(options.output, found.rendered, force=options.force)
+        rendered = partial(found.rendered, band=options.band)
+        paths = save_all(options.output, rendered, force=options.force)
     except OptionError as error:
         print(f"nki_kernels {error}", file=sys.stderr)
         return USAGE_ERROR
-    print(json.dumps(found.record(), indent=1) if options.json else found)
+    print(json.dumps(found.record(band=options.band), indent=1) if options.json else found)
+    if options.band and not options.json:
+        print(f"\n{band_text(found.band)}")
     if compared is not None and not options.json:
         print(f"\nAgainst {options.against}\n{compared}")
     for path in paths:
@@ -99,7 +104,7 @@ def _in_a_child(options: argparse.Namespace) -> int:
     for name in ("target", "lnc", "against"):
         value = getattr(options, name)
         command += [] if value is None else [f"--{name}={value}"]
-    command += [f"--{name}" for name in ("force", "json") if getattr(options, name)]
+    command += [f"--{name}" for name in ("force", "json", "band") if getattr(options, name)]
     env = os.environ | {toolchain.ENV: "embedded"}
     return subprocess.run(command, env=env, check=False).returncode
 

@@ -15,9 +15,11 @@ from nki_kernels.machine.errors import ToolchainError
 from nki_kernels.machine.launch import launch
 from nki_kernels.machine.options import Options
 from nki_kernels.machine.placement import Placement, place
+from nki_kernels.machine.sensitivity import Sensitivity, sensitivity
 from nki_kernels.machine.timeline import Timeline
 from nki_kernels.machine.trace import Trace
 from nki_kernels.profiler.advice import Advice, Case, advise, verdict
+from nki_kernels.profiler.band import band_record
 from nki_kernels.profiler.faults import RULES
 from nki_kernels.profiler.gaps import Gap, busiest, idle_gaps
 from nki_kernels.profiler.lines import Line, Sites, line_costs
@@ -39,7 +41,8 @@ class Profile:
     """One launch, executed or traced, placed and timed.
 
     Print it for the report; `summary()`, `advice`, `gaps`, `lines` and `curves` hold the same as
-    data, and `save` writes a page, a trace for Perfetto or JSON.
+    data, `band` says how far its time can be trusted, and `save` writes a page, a trace for
+    Perfetto or JSON.
 
     Attributes:
         trace: every event (static).
@@ -91,6 +94,11 @@ class Profile:
         return curves(self.timeline, self.spans)
 
     @cached_property
+    def band(self) -> Sensitivity:
+        """The time at the bounds of every uncertain number; costs some 50 schedules of the run."""
+        return sensitivity(self.trace, self.placement)
+
+    @cached_property
     def _summary(self) -> dict[str, Any]:
         return summarise(self.timeline, self.placement)
 
@@ -103,11 +111,16 @@ class Profile:
         """Where the figures come from."""
         return label(self.trace.spec, self.timeline)
 
-    def record(self) -> dict[str, Any]:
-        """Return everything but the single instructions, ready for JSON (`schema_version`)."""
+    def record(self, *, band: bool = False) -> dict[str, Any]:
+        """Return everything but the single instructions, ready for JSON (`schema_version`).
+
+        Args:
+            band: with `band`, under that name.
+        """
         from nki_kernels.profiler.record import record
 
-        return record(self)
+        found = record(self)
+        return found | {"band": band_record(self.band)} if band else found
 
     def html(self) -> str:
         """Return one self-contained page: timeline, occupancy, roofline, source, advice."""
@@ -137,11 +150,11 @@ class Profile:
         """
         return save(path, self.rendered, force=force)
 
-    def rendered(self, kind: str) -> str:
-        """Return the text of a file of one kind: "html", "perfetto" or "json"."""
+    def rendered(self, kind: str, *, band: bool = False) -> str:
+        """Return the text of a file of one kind: "html", "perfetto" or "json" (with the `band`)."""
         if kind == "html":
             return self.html()
-        data = self.perfetto() if kind == "perfetto" else self.record()
+        data = self.perfetto() if kind == "perfetto" else self.record(band=band)
         indent = None if kind == "perfetto" else 1
         return json.dumps(data, indent=indent, separators=(",", ":") if not indent else None)
 

@@ -310,11 +310,11 @@ def test_with_awss_nki_the_command_starts_a_process_of_its_own(real, monkeypatch
         return subprocess.CompletedProcess(command, 7)
 
     monkeypatch.setattr("nki_kernels.profiler.command.subprocess.run", fake)
-    assert run(*GOOD, "--force", "-o", "p.html") == 7
+    assert run(*GOOD, "--force", "--band", "-o", "p.html") == 7
     assert seen["env"][toolchain.ENV] == "embedded"
     again = main_module.parser().parse_args(seen["command"][3:])
     first = main_module.parser().parse_args(
-        ["profile", f"{KERNELS}:many", *GOOD, "--force", "-o", "p.html"]
+        ["profile", f"{KERNELS}:many", *GOOD, "--force", "--band", "-o", "p.html"]
     )
     assert vars(again) == vars(first)
 
