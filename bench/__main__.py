@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import os
+import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
 
-from bench.entries import ENTRIES, Entry
+from bench.compare import THRESHOLD_PERCENT, compare, compare_table
+from bench.formats import to_csv, to_markdown
 from bench.goldens import differences, figures, read, write
-from bench.harness import measure
 from bench.host import (
     HostResult,
     host_table,
@@ -18,19 +19,24 @@ from bench.host import (
     measure_matmul,
     measure_shapes_only,
 )
-from bench.record import BenchError, Result, require_writable, write_json
+from bench.progress import progress
+from bench.record import read_results, require_writable, write_json, write_text
+from bench.running import (
+    default_shapes,
+    entries_of,
+    jobs_of,
+    named_work,
+    partial_of,
+    run_all,
+)
 from bench.sensitivity import measure_band, sensitivity_table
 from bench.table import results_table, shapes_table
-from nki_kernels.hardware import spec_for
-from nki_kernels.machine.dtypes import as_dtype
+from nki_kernels import toolchain
+from nki_kernels.__main__ import print_environment
 from nki_kernels.machine.errors import NkiKernelsError
-from nki_kernels.operators.contract import supports
-from nki_kernels.operators.shapes import DEFAULTS, Case, parse
 
 #: Exit codes: a failed check or a limit not kept; a request that cannot be met; Ctrl-C.
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
-
-_T = TypeVar("_T")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,8 +49,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return MISUSED
     except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
+        print(f"interrupted; {_what_remains(arguments)}", file=sys.stderr)
         return INTERRUPTED
+
+
+def _what_remains(arguments: argparse.Namespace) -> str:
+    partial = partial_of(getattr(arguments, "json", None))
+    if partial is not None and partial.is_file():
+        return "the same command again goes on where this one stopped"
+    return "nothing was written"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -56,18 +69,35 @@ def _parser() -> argparse.ArgumentParser:
     listing.set_defaults(command=_list)
 
     run = commands.add_parser("run", help="check kernels, then model their time")
-    run.add_argument("op", nargs="*", help="operators (default: all)")
-    run.add_argument("--shape", action="append", help="a named shape or sizes; may be repeated")
-    run.add_argument("--dtype", action="append", help="bf16 (default), fp16, fp32; may be repeated")
-    run.add_argument("--target", default="trn2", help="hardware generation (default trn2)")
+    _add_cases(run)
+    run.add_argument("--all", action="store_true", help="every shape of the registry")
     run.add_argument(
         "--check",
         choices=("auto", "full"),
         default="auto",
         help="auto: large shapes are checked at a reduced size, same code path; full: never",
     )
+    run.add_argument("--jobs", type=int, help="processes (default: 1; with --all one per core)")
     run.add_argument("--json", type=Path, metavar="F", help="write the results to F as well")
+    run.add_argument("--csv", type=Path, metavar="F", help="write them to F as CSV")
+    run.add_argument("--markdown", type=Path, metavar="F", help="write them to F as Markdown")
     run.set_defaults(command=_run)
+
+    comparison = commands.add_parser("compare", help="what changed between two runs")
+    comparison.add_argument("old", type=Path, metavar="OLD.json", help="written by run --json")
+    comparison.add_argument("new", type=Path, metavar="NEW.json", help="written by run --json")
+    comparison.add_argument(
+        "--threshold",
+        type=float,
+        default=THRESHOLD_PERCENT,
+        metavar="PERCENT",
+        help="a case slower by more makes the exit code 1 (default %(default)s)",
+    )
+    comparison.set_defaults(command=_compare)
+
+    env = commands.add_parser("env", help="versions, the nki in force and the target, judged")
+    env.add_argument("--json", dest="as_json", action="store_true", help="print one JSON object")
+    env.set_defaults(command=_env)
 
     host = commands.add_parser("host", help="speed of the embedded NKI on this machine")
     host.add_argument("--json", type=Path, metavar="F", help="write the figures to F as well")
@@ -76,10 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     band = commands.add_parser(
         "sensitivity", help="what the uncertain numbers of the hardware do to the modelled times"
     )
-    band.add_argument("op", nargs="*", help="operators (default: all)")
-    band.add_argument("--shape", action="append", help="a named shape or sizes; may be repeated")
-    band.add_argument("--dtype", action="append", help="bf16 (default), fp16, fp32")
-    band.add_argument("--target", default="trn2", help="hardware generation (default trn2)")
+    _add_cases(band)
     band.add_argument("--json", type=Path, metavar="F", help="write the effects to F as well")
     band.set_defaults(command=_sensitivity)
 
@@ -96,32 +123,46 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_cases(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("op", nargs="*", help="operators (default: all)")
+    parser.add_argument("--shape", action="append", help="a named shape or sizes; may be repeated")
+    parser.add_argument("--dtype", action="append", help="bf16 (default), fp16, fp32; repeatable")
+    parser.add_argument("--target", action="append", help="hardware (default trn2); repeatable")
+
+
 def _list(arguments: argparse.Namespace) -> int:
-    print(shapes_table([entry.op.name for entry in _entries(arguments.op)]))
+    print(shapes_table([entry.op.name for entry in entries_of(arguments.op)]))
     return 0
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    _known_target(arguments.target)
-    work = list(_cases(arguments))
-    if arguments.json is not None:
-        require_writable(arguments.json)
-    results: list[Result] = []
-    for entry, case, dtype in _progress(work, lambda item: f"{item[0].op.name} {item[1].name}"):
-        results.append(
-            measure(entry, case, dtype, arguments.target, full=arguments.check == "full")
-        )
+    works, jobs = list(named_work(arguments)), jobs_of(arguments)
+    for option in ("json", "csv", "markdown"):
+        if getattr(arguments, option) is not None:
+            require_writable(getattr(arguments, option), f"--{option}")
+    partial = partial_of(arguments.json)
+    results = run_all(works, jobs, partial)
     print(results_table(results))
     if arguments.json is not None:
         write_json(arguments.json, "model", results)
+    if arguments.csv is not None:
+        write_text(arguments.csv, to_csv(results))
+    if arguments.markdown is not None:
+        write_text(arguments.markdown, to_markdown(results))
+    if partial is not None:
+        partial.unlink(missing_ok=True)
     return 0 if all(result.correct for result in results) else FAILED
 
 
-def _known_target(target: str) -> None:
-    try:
-        spec_for(target)
-    except ValueError as error:
-        raise BenchError(str(error)) from None
+def _compare(arguments: argparse.Namespace) -> int:
+    old, new = read_results(arguments.old), read_results(arguments.new)
+    changes = compare(old, new, arguments.threshold)
+    print(compare_table(changes, len(new)))
+    return FAILED if any(change.bad for change in changes) else 0
+
+
+def _env(arguments: argparse.Namespace) -> int:
+    return print_environment(as_json=arguments.as_json)
 
 
 def _host(arguments: argparse.Namespace) -> int:
@@ -133,7 +174,7 @@ def _host(arguments: argparse.Namespace) -> int:
         ("shapes only", measure_shapes_only),
         ("matmul against numpy", measure_matmul),
     ]
-    for _, measured in _progress(parts, lambda part: part[0]):
+    for _, measured in progress(parts, lambda part: part[0]):
         results.extend(measured())
     print(host_table(results))
     if arguments.json is not None:
@@ -142,24 +183,16 @@ def _host(arguments: argparse.Namespace) -> int:
 
 
 def _sensitivity(arguments: argparse.Namespace) -> int:
-    _known_target(arguments.target)
-    first = not arguments.shape
-    work = [w for w in _cases(arguments) if not first or w[1].name == _first(w[0])]
+    works = list(named_work(arguments))
+    if not arguments.shape:
+        works = [w for w in works if w.shape == default_shapes(w.entry)[0]]
     if arguments.json is not None:
         require_writable(arguments.json)
-    bands = [
-        measure_band(entry, case, dtype, arguments.target)
-        for entry, case, dtype in _progress(work, lambda item: f"{item[0].op.name} {item[1].name}")
-    ]
+    bands = [measure_band(w.entry, w.case, w.dtype, w.target) for w in progress(works, str)]
     print(sensitivity_table(bands))
     if arguments.json is not None:
         write_json(arguments.json, "model", bands)
     return 0
-
-
-def _first(entry: Entry) -> str:
-    """Return the name of the operator's first default shape."""
-    return parse(entry.op, DEFAULTS[entry.op.name][0]).name
 
 
 def _goldens(arguments: argparse.Namespace) -> int:
@@ -180,7 +213,7 @@ def _validate(arguments: argparse.Namespace) -> int:
     from bench.validate import KIND, PARTS, broken, ladders, markdown, report
 
     readings = [
-        reading for _, found in _progress(PARTS, lambda part: part[0]) for reading in found()
+        reading for _, found in progress(PARTS, lambda part: part[0]) for reading in found()
     ]
     print(markdown(readings) if arguments.markdown else report(readings))
     if arguments.json is not None:
@@ -188,49 +221,14 @@ def _validate(arguments: argparse.Namespace) -> int:
     return FAILED if broken(readings) else 0
 
 
-def _entries(names: Sequence[str]) -> list[Entry]:
-    unknown = [name for name in names if name not in ENTRIES]
-    if unknown:
-        raise BenchError(
-            f"no operator {', '.join(map(repr, unknown))}; there are {', '.join(ENTRIES)}; "
-            "see 'python -m bench list'"
-        )
-    return [ENTRIES[name] for name in dict.fromkeys(names)] or list(ENTRIES.values())
-
-
-def _cases(arguments: argparse.Namespace) -> Iterator[tuple[Entry, Case, str]]:
-    for entry in _entries(arguments.op):
-        for shape in arguments.shape or DEFAULTS[entry.op.name]:
-            case = parse(entry.op, shape)
-            for name in arguments.dtype or ["bfloat16"]:
-                if not supports(entry.op, name):
-                    raise BenchError(
-                        f"{entry.op.name}: dtype {name!r} is not supported; allowed are "
-                        f"{', '.join(entry.op.dtypes)}; choose one of them"
-                    )
-                yield entry, case, str(as_dtype(name))
-
-
-def _progress(items: Sequence[_T], label: Callable[[_T], str]) -> Iterable[_T]:
-    """Yield the items behind a progress bar on standard error, when that is a terminal."""
-    try:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    except ModuleNotFoundError:
-        raise BenchError(
-            "the progress bar needs the package rich; install the extra with pip install '.[bench]'"
-        ) from None
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    hidden = not console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
-        task = bar.add_task("", total=len(items))
-        for item in items:
-            bar.update(task, description=label(item))
-            yield item
-            bar.advance(task)
+def _embedded() -> int:
+    """Run the command where the embedded nki is in force: only that one has a timing model."""
+    if toolchain.current().kind == "embedded" or sys.argv[1:2] == ["env"]:
+        return main()
+    command = [sys.executable, "-m", "bench", *sys.argv[1:]]
+    environment = os.environ | {toolchain.ENV: "embedded"}
+    return subprocess.run(command, env=environment, check=False).returncode
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(_embedded())

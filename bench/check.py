@@ -24,7 +24,6 @@ from bench.entries import Entry
 from bench.record import ROOT
 from nki_kernels.hardware import spec_for
 from nki_kernels.machine.options import default_options
-from nki_kernels.operators import OPERATORS
 from nki_kernels.operators.contract import Axes
 from tests.tolerance import assert_close
 
@@ -116,9 +115,9 @@ def source_hash(*folders: str) -> str:
     return digest.hexdigest()
 
 
-def kernel_hash(op: str) -> str:
+def kernel_hash(entry: Entry) -> str:
     """Return the hash of the sources in the folder of the operator's kernel."""
-    room, _, _ = OPERATORS[op].kernel.__module__.rpartition(".")
+    room, _, _ = entry.op.kernel.__module__.rpartition(".")
     return source_hash(room.replace(".", "/"))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from bench.check import check, kernel_hash
+from bench.check import Verdict, check, kernel_hash
 from bench.entries import Entry
 from bench.record import Result, git_sha
 from nki_kernels.hardware import spec_for
@@ -28,25 +28,7 @@ def measure(entry: Entry, case: Case, dtype: str, target: str, *, full: bool) ->
     spec = spec_for(target)
     config = op.configure(axes, dtype, spec)
     verdict = check(entry, axes, dtype, config, target, full=full)
-    facts: dict[str, Any] = {
-        "op": op.name,
-        "shape": case.name,
-        "axes": dict(axes),
-        "dtype": dtype,
-        "target": target,
-        "lnc": _LNC,
-        "config": dataclasses.asdict(config),
-        "correct": verdict.correct,
-        "checked_at": verdict.checked_at,
-        "check_cached": verdict.cached,
-        "failure": verdict.failure,
-        "min_hbm_bytes": op.min_bytes(axes, dtype),
-        "flops": op.flops(axes),
-        "projected": spec.projected,
-        "peak_tflops": spec.peak_tflops(dtype),
-        "kernel_source_hash": kernel_hash(op.name),
-        "git_sha": git_sha(),
-    }
+    facts = _facts(entry, case, dtype, target, config, verdict)
     if not verdict.correct:
         return Result(**facts)
     run = verdict.run
@@ -68,3 +50,35 @@ def measure(entry: Entry, case: Case, dtype: str, target: str, *, full: bool) ->
         instructions=len(run.trace),
         estimated_constants=timeline.estimates,
     )
+
+
+def refused(entry: Entry, case: Case, dtype: str, target: str, reason: str) -> Result:
+    """Return the result of a case that the operator or its kernel refuses: failed, not timed."""
+    config = entry.op.configure(case.axes, dtype, spec_for(target))
+    verdict = Verdict(False, "-", failure=f"refused: {reason}")
+    return Result(**_facts(entry, case, dtype, target, config, verdict))
+
+
+def _facts(
+    entry: Entry, case: Case, dtype: str, target: str, config: Any, verdict: Verdict
+) -> dict[str, Any]:
+    op, axes, spec = entry.op, case.axes, spec_for(target)
+    return {
+        "op": op.name,
+        "shape": case.name,
+        "axes": dict(axes),
+        "dtype": dtype,
+        "target": target,
+        "lnc": _LNC,
+        "config": dataclasses.asdict(config),
+        "correct": verdict.correct,
+        "checked_at": verdict.checked_at,
+        "check_cached": verdict.cached,
+        "failure": verdict.failure,
+        "min_hbm_bytes": op.min_bytes(axes, dtype),
+        "flops": op.flops(axes),
+        "projected": spec.projected,
+        "peak_tflops": spec.peak_tflops(dtype),
+        "kernel_source_hash": kernel_hash(entry),
+        "git_sha": git_sha(),
+    }

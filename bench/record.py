@@ -20,6 +20,8 @@ SCHEMA_VERSION = 1
 
 ROOT = Path(__file__).resolve().parent.parent
 
+_RUN = "'python -m bench run --json'"
+
 
 class BenchError(NkiKernelsError):
     """A request to the benchmark that cannot be met. Nothing has been written."""
@@ -89,8 +91,8 @@ def git_sha() -> str:
     return done.stdout.strip()
 
 
-def require_writable(path: Path) -> None:
-    """Check that `path` can be written, before any work is done for it.
+def require_writable(path: Path, option: str = "--json") -> None:
+    """Check that `path`, named by `option`, can be written, before any work is done for it.
 
     Raises:
         BenchError: its folder is missing or not writable, or it is no regular file.
@@ -106,14 +108,11 @@ def require_writable(path: Path) -> None:
         reason = f"the folder {folder} is not writable; name a file elsewhere"
     else:
         return
-    raise BenchError(f"--json {path}: {reason}")
+    raise BenchError(f"{option} {path}: {reason}")
 
 
 def write_json(path: Path, kind: str, records: Sequence[Any]) -> None:
     """Write records (dataclasses) to `path`, whole or not at all.
-
-    The text goes to a temporary file in the same folder, which then replaces `path` in one step, so
-    a failure or an interruption leaves an existing file as it was.
 
     Args:
         path: the file; an existing one is replaced.
@@ -125,12 +124,25 @@ def write_json(path: Path, kind: str, records: Sequence[Any]) -> None:
         "source": kind,
         "results": [dataclasses.asdict(record) for record in records],
     }
-    text = json.dumps(document, indent=2, allow_nan=False) + "\n"
+    write_text(path, json.dumps(document, indent=2, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace `path` by `text`, whole or not at all."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace `path` by `content`, whole or not at all.
+
+    It goes to a temporary file in the same folder, which then replaces `path` in one step, so a
+    failure or an interruption leaves an existing file as it was.
+    """
     path = path.resolve()  # through a link, the file it names is replaced, not the link
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
         # mkstemp makes the file private; give it the mode a plain open() would have.
         mask = os.umask(0)
         os.umask(mask)
@@ -139,3 +151,39 @@ def write_json(path: Path, kind: str, records: Sequence[Any]) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def read_results(path: Path) -> list[Result]:
+    """Read the results that `run --json` wrote.
+
+    Raises:
+        BenchError: no such file, not JSON, not ours, of another version, or not of `run`.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BenchError(
+            f"{path}: cannot be read ({error.strerror}); name a file of {_RUN}"
+        ) from None
+    except ValueError as error:
+        raise BenchError(f"{path}: is no JSON ({error}); name a file of {_RUN}") from None
+    if not isinstance(document, dict) or not {"schema_version", "source", "results"} <= set(
+        document
+    ):
+        raise BenchError(f"{path}: is JSON of something else; name a file of {_RUN}")
+    version = document["schema_version"]
+    if version != SCHEMA_VERSION:
+        raise BenchError(
+            f"{path}: has schema version {version!r}; this is version {SCHEMA_VERSION}; make the "
+            "file anew"
+        )
+    records = document["results"]
+    fields = {field.name for field in dataclasses.fields(Result)}
+    if document["source"] != "model" or not isinstance(records, list):
+        raise BenchError(f"{path}: holds {document['source']!r} figures; name a file of {_RUN}")
+    for record in records:
+        if not isinstance(record, dict) or set(record) != fields:
+            raise BenchError(
+                f"{path}: holds records that are no timed cases; name a file of {_RUN}"
+            )
+    return [Result(**record) for record in records]

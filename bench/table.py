@@ -11,7 +11,7 @@ from nki_kernels.operators.shapes import DEFAULTS, cases
 
 WIDTH = 100
 _SHORT = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
-_COLUMNS = ("shape", "dtype", "correct", "checked at", "model us", "limiting", "MFU %", "roof %")
+COLUMNS = ("shape", "dtype", "correct", "checked at", "model us", "limiting", "MFU %", "roof %")
 
 
 def render(rows: Sequence[Sequence[str]], header: Sequence[str], left: int = 1) -> list[str]:
@@ -36,15 +36,10 @@ def render(rows: Sequence[Sequence[str]], header: Sequence[str], left: int = 1) 
 
 def results_table(results: Iterable[Result]) -> str:
     """Return one table per operator and target, each with its source and what it rests on."""
-    groups: dict[tuple[str, str], list[Result]] = {}
-    for result in results:
-        groups.setdefault((result.op, result.target), []).append(result)
     blocks = []
-    for (op, target), group in groups.items():
-        label = "model"
-        label += "" if all(r.validated for r in group) else ", unvalidated"
-        label += ", projected hardware" if any(r.projected for r in group) else ""
-        lines = [f"{op} on {target} ({label})", *render([_row(r) for r in group], _COLUMNS)]
+    for (op, target), group in grouped(results).items():
+        rows = [result_row(r) for r in group]
+        lines = [f"{op} on {target} ({group_label(group)})", *render(rows, COLUMNS)]
         failed = [f"FAILED {r.shape} {r.dtype}: {r.failure}" for r in group if not r.correct]
         lines += [line for text in failed for line in textwrap.wrap(text, WIDTH)]
         lines += _legend(group)
@@ -52,7 +47,23 @@ def results_table(results: Iterable[Result]) -> str:
     return "\n\n".join(blocks)
 
 
-def _row(result: Result) -> tuple[str, ...]:
+def grouped(results: Iterable[Result]) -> dict[tuple[str, str], list[Result]]:
+    """Return the results by (operator, target), in the order they came."""
+    groups: dict[tuple[str, str], list[Result]] = {}
+    for result in results:
+        groups.setdefault((result.op, result.target), []).append(result)
+    return groups
+
+
+def group_label(group: Sequence[Result]) -> str:
+    """Return where the times of a group come from."""
+    label = "model"
+    label += "" if all(r.validated for r in group) else ", unvalidated"
+    return label + (", projected hardware" if any(r.projected for r in group) else "")
+
+
+def result_row(result: Result) -> tuple[str, ...]:
+    """Return the cells of one result, in the order of `COLUMNS`."""
     head = (
         result.shape,
         _SHORT.get(result.dtype, result.dtype),
@@ -95,7 +106,8 @@ def shapes_table(ops: Sequence[str]) -> str:
             for shape, axes in named
         ]  # fmt: skip
         rows += [(f"* {shape}", shape) for shape in starred if shape not in dict(named)]
-        lines = [f"{name}: {op.summary}", f"dtypes: {', '.join(op.dtypes)}"]
+        lines = textwrap.wrap(f"{name}: {op.summary}", WIDTH, subsequent_indent="  ")
+        lines.append(f"dtypes: {', '.join(op.dtypes)}")
         lines += render(rows, ("  shape", order))
         lines.append(f"* = timed by 'run {name}' when no shape is named; any {order} works too.")
         blocks.append("\n".join(lines))

@@ -141,6 +141,7 @@ def test_env_json_states_versions_toolchain_and_target(tmp_path: Path) -> None:
     assert facts["target"] == {
         "name": "trn2",
         "set_by": "default; NEURON_PLATFORM_TARGET_OVERRIDE is not set",
+        "problem": None,
     }
 
 

@@ -163,6 +163,6 @@ def test_a_source_hash_sees_names_and_bytes(tmp_path, monkeypatch):
 def test_every_operator_has_kernel_sources_to_hash():
     empty = source_hash()
     for name in ENTRIES:
-        assert kernel_hash(name) != empty
-    assert kernel_hash("rms_norm") == source_hash("nki_kernels/kernels/norm")
-    assert kernel_hash("matmul") == source_hash("nki_kernels/kernels/matmul")
+        assert kernel_hash(ENTRIES[name]) != empty
+    assert kernel_hash(ENTRIES["rms_norm"]) == source_hash("nki_kernels/kernels/norm")
+    assert kernel_hash(MATMUL) == source_hash("nki_kernels/kernels/matmul")

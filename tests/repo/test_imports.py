@@ -69,7 +69,7 @@ ROOMS = (
         frozenset({"operators", "kernels", "hardware", "machine", "nki", "package"}),
         CORE_PACKAGES,
     ),
-    Room("ops", ("nki_kernels.ops",), frozenset({"ops", "operators", "package"}), CORE_PACKAGES),
+    Room("ops", ("nki_kernels.ops", "nki_kernels.ops_moe"), frozenset({"ops", "operators", "package"}), CORE_PACKAGES),
     Room(
         "profiler",
         ("nki_kernels.profiler",),
@@ -106,9 +106,9 @@ ROOMS = (
         "bench",
         ("bench",),
         # `tests` for the rule that says how large an error may be: there is one.
-        ALL_LIBRARY | {"bench", "reference", "tests"},
+        ALL_LIBRARY | {"bench", "reference", "tests", "command"},
         CORE_PACKAGES | {"rich"},
-        late=frozenset({"torch"}),
+        late=frozenset({"torch", "matplotlib"}),
     ),
     Room(
         "tests",
