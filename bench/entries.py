@@ -75,6 +75,11 @@ ENTRIES: Mapping[str, Entry] = {
         )
         for (_, *stored), op in MATMULS.items()
     },
+    "linear": Entry(OPERATORS["linear"], reference.matmul.linear),
+    "linear_kn": Entry(
+        OPERATORS["linear_kn"], partial(reference.matmul.linear, transpose_weight=False)
+    ),
+    "linear_backward": Entry(OPERATORS["linear_backward"], reference.matmul.linear_backward),
     "rms_norm": Entry(OPERATORS["rms_norm"], reference.norm.rms_norm),
     "layer_norm": Entry(OPERATORS["layer_norm"], reference.norm.layer_norm),
     "rms_norm_backward": Entry(OPERATORS["rms_norm_backward"], reference.norm.rms_norm_backward),

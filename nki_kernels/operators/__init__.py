@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nki_kernels.operators.contract import Operator
+from nki_kernels.operators.linear import LINEAR, LINEAR_BACKWARD, LINEAR_KN
 from nki_kernels.operators.matmul import MATMULS
 from nki_kernels.operators.norm import LAYER_NORM, RMS_NORM
 from nki_kernels.operators.norm_backward import LAYER_NORM_BACKWARD, RMS_NORM_BACKWARD
@@ -13,6 +14,9 @@ OPERATORS: dict[str, Operator] = {
     op.name: op
     for op in (
         *MATMULS.values(),
+        LINEAR,
+        LINEAR_KN,
+        LINEAR_BACKWARD,
         RMS_NORM,
         LAYER_NORM,
         RMS_NORM_BACKWARD,

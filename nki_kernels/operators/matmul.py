@@ -57,7 +57,9 @@ def chain(axes: Axes, spec: CoreSpec) -> int:
     return 1 + depth + math.ceil(axes["K"] / spec.partitions)
 
 
-def configure(layout: Layout, axes: Axes, dtype: str, spec: CoreSpec) -> MatmulConfig:
+def configure(
+    layout: Layout, axes: Axes, dtype: str, spec: CoreSpec, tail: int = _TAIL
+) -> MatmulConfig:
     """Choose the config of a product for the way its operands are stored."""
     itemsize = as_dtype(dtype).itemsize
     transpose = "dma" if itemsize == 2 else "pe"
@@ -76,7 +78,8 @@ def configure(layout: Layout, axes: Axes, dtype: str, spec: CoreSpec) -> MatmulC
         wave_m=wave_m,
         wave_n=wave_n,
         prefetch=max(1, min(_MAX_PREFETCH, room)),
-        tail=_TAIL,
+        # One row tile is bound by its loads: PE must not keep work for after the last of them.
+        tail=tail if wave_m > 1 else min(tail, _TAIL),
         hold_a=waves_n > 1 and held <= int(spec.sbuf_usable_bytes * _HELD_SHARE),
         transpose=transpose,
         hwdge=spec.generation >= 3,

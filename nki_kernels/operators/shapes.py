@@ -192,7 +192,10 @@ _CASES: dict[str, dict[str, Case]] = {
     "matmul": {case.name: case for case in _matmul_cases()},
     **{
         op: {case.name: case for case in _stored_cases(op)}
-        for op in ("matmul_nt", "matmul_tn", "matmul_tt")
+        for op in ("matmul_nt", "matmul_tn", "matmul_tt", "linear", "linear_kn")
+    },
+    "linear_backward": {
+        case.name: case for case in _stored_cases("linear_backward") if "decode" not in case.tags
     },
     **{
         op: {case.name: case for case in _bmm_cases(op)}
@@ -221,6 +224,9 @@ DEFAULTS: dict[str, tuple[str, ...]] = {
     "matmul_nt": ("2048x2048x2048", "1x14336x4096", "8x14336x4096", "64x14336x4096"),
     "matmul_tn": ("2048x2048x2048",),
     "matmul_tt": ("2048x2048x2048",),
+    "linear": ("4096x4096x4096", "8x14336x4096"),
+    "linear_kn": ("1x14336x4096", "8x14336x4096", "64x14336x4096"),
+    "linear_backward": ("4096x4096x4096", "1024x1024x1024"),
     "bmm": ("llama3-8b:prefill:values",),
     "bmm_nt": ("llama3-8b:prefill:scores",),
     "bmm_tn": ("llama3-8b:prefill:values",),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import nki.isa as nisa
 import nki.language as nl
 
-from nki_kernels.kernels.matmul.slices import mode_of, spans
+from nki_kernels.kernels.matmul.slices import matrix, mode_of, spans
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,31 @@ def activation_of(name):
         "silu": nl.silu,
     }
     return functions[name]
+
+
+def load_extras(operands, batch, m, n, activated, config):
+    """Load what the epilogue of c[m, n] needs: {"bias": tile or None, "residual": row tiles}.
+
+    Without an activation between them, GpSimd, idle here, adds the bias to the residual while the
+    product runs: one pass of Vector less where nothing else is left to wait for.
+    """
+    residual = operands["residual"]
+    if residual is not None:
+        residual = matrix(residual, batch)
+    rows = min(m[1] - m[0], nl.tile_size.gemm_stationary_fmax)
+    bias = load_bias(operands["bias"], n, rows, config)
+    tiles = load_residual(residual, m, n, config)
+    if bias is None or activated or len(tiles) == 0:
+        return {"bias": bias, "residual": tiles}
+    sums = []
+    for tile in tiles:
+        total = nl.ndarray(tile.shape, dtype=nl.float32, buffer=nl.sbuf)
+        addend = bias[0 : tile.shape[0], :]
+        nisa.tensor_tensor(
+            dst=total, data1=tile, data2=addend, op=nl.add, engine=nisa.engine.gpsimd
+        )
+        sums.append(total)
+    return {"bias": None, "residual": sums}
 
 
 def load_bias(bias, n, rows, config):

@@ -28,7 +28,7 @@ import nki
 import nki.isa as nisa
 import nki.language as nl
 
-from nki_kernels.kernels.matmul.epilogue import evict, load_bias, load_residual
+from nki_kernels.kernels.matmul.epilogue import evict, load_extras
 from nki_kernels.kernels.matmul.slices import load_slice, matrix, mode_of, ready_slice, spans
 
 
@@ -112,7 +112,7 @@ def product(c, operands, layout, epilogue, config, sums=None):
     totals = None
     for at in range(len(steps)):
         while len(loaded) < len(steps) and len(loaded) <= at + config.prefetch:
-            loaded.append(_load(operands, steps[len(loaded)], held, layout, config))
+            loaded.append(_load(operands, steps[len(loaded)], held, layout, epilogue, config))
         step, slices = steps[at], loaded[at]
         if step["first"]:
             pending = []
@@ -130,7 +130,7 @@ def product(c, operands, layout, epilogue, config, sums=None):
                 _multiply(tile, slices, step["first"])
         if step["last"]:
             started = len(pending) < step["slices"]
-            _finish(c, step, accumulators, pending, started, slices, epilogue, config)
+            _finish(c, step, accumulators, pending, started, slices["extras"], epilogue, config)
         loaded[at] = None
     if sums is not None:
         _store_columns(sums, totals, config)
@@ -169,7 +169,7 @@ def _steps(c, contraction, config):
     return steps
 
 
-def _load(operands, step, held, layout, config):
+def _load(operands, step, held, layout, epilogue, config):
     """Start the loads of one slice; returns what the later stages pick up."""
     batch, k = step["batch"], step["k"]
     b = matrix(operands["b"], batch)
@@ -178,14 +178,10 @@ def _load(operands, step, held, layout, config):
         a = matrix(operands["a"], batch)
         held[step["index"]] = load_slice(a, k, step["m"], not layout.transpose_a, config)
     found["a"] = held[step["index"]]
-    if step["last"]:  # what the epilogue needs
-        m = step["m"]
-        rows = min(m[1] - m[0], nl.tile_size.gemm_stationary_fmax)
-        found["bias"] = load_bias(operands["bias"], step["n"], rows, config)
-        residual = operands["residual"]
-        if residual is not None:
-            residual = matrix(residual, batch)
-        found["residual"] = load_residual(residual, m, step["n"], config)
+    if step["last"]:
+        activated = epilogue.activation is not None
+        extras = load_extras(operands, batch, step["m"], step["n"], activated, config)
+        found["extras"] = extras
     return found
 
 
