@@ -11,8 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 import reference.matmul
+import reference.moe
 import reference.norm
 import reference.rope
+from bench.moe import router_inputs
 from nki_kernels.machine.dtypes import as_dtype
 from nki_kernels.machine.tensor import Abstract
 from nki_kernels.operators import OPERATORS
@@ -46,17 +48,19 @@ class Entry:
         reference: maps the inputs, and by name the options that give axes their sizes, to (value,
             sum of absolute terms), float64; with several outputs, to a tuple of such pairs.
         inputs: makes inputs from shapes, dtype and seed.
+        absent: optional operands that are left out.
     """
 
     op: Operator
     reference: Callable[..., Any]
     inputs: Callable[[Shapes, str, int], Arrays] = normal_inputs
+    absent: tuple[str, ...] = ()
 
     def shapes_only(self, axes: Axes, dtype: str) -> list[Any]:
         """Return inputs to time a case with: shapes, but values for integers, which steer."""
         operands, shapes = self.op.inputs, self.op.input_shapes(axes)
         found: list[Any] = [
-            Abstract(shape, operand.dtype or dtype)
+            None if operand.name in self.absent else Abstract(shape, operand.dtype or dtype)
             for operand, shape in zip(operands, shapes, strict=True)
         ]
         steering = [at for at, operand in enumerate(operands) if operand.dtype == "int32"]
@@ -80,6 +84,9 @@ ENTRIES: Mapping[str, Entry] = {
         OPERATORS["linear_kn"], partial(reference.matmul.linear, transpose_weight=False)
     ),
     "linear_backward": Entry(OPERATORS["linear_backward"], reference.matmul.linear_backward),
+    "router": Entry(
+        OPERATORS["router"], reference.moe.router, router_inputs, ("bias", "selection_bias")
+    ),
     "rms_norm": Entry(OPERATORS["rms_norm"], reference.norm.rms_norm),
     "layer_norm": Entry(OPERATORS["layer_norm"], reference.norm.layer_norm),
     "rms_norm_backward": Entry(OPERATORS["rms_norm_backward"], reference.norm.rms_norm_backward),

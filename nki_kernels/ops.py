@@ -27,6 +27,7 @@ from nki_kernels.operators.norm_backward import (
     RmsNormBackwardConfig,
 )
 from nki_kernels.operators.rope import rope as rope
+from nki_kernels.ops_moe import router as router
 
 
 def matmul(

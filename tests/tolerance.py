@@ -96,7 +96,9 @@ def assert_close(
     wrong = ~(error <= allowed)
     if not wrong.any():
         return
-    excess = np.where(np.isfinite(error), error / np.maximum(allowed, np.finfo(float).tiny), np.inf)
+    with np.errstate(over="ignore"):  # of integers nothing is allowed
+        ratio = error / np.maximum(allowed, np.finfo(float).tiny)
+    excess = np.where(np.isfinite(error), ratio, np.inf)
     excess = np.where(wrong, excess, 0.0)
     index = tuple(int(i) for i in np.unravel_index(int(np.argmax(excess)), excess.shape))
     failure = AssertionError(

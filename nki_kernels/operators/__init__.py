@@ -8,6 +8,7 @@ from nki_kernels.operators.matmul import MATMULS
 from nki_kernels.operators.norm import LAYER_NORM, RMS_NORM
 from nki_kernels.operators.norm_backward import LAYER_NORM_BACKWARD, RMS_NORM_BACKWARD
 from nki_kernels.operators.rope import ROPES
+from nki_kernels.operators.router import ROUTER
 
 #: Every operator by name. Tests, benchmarks and torch ops are generated from this table.
 OPERATORS: dict[str, Operator] = {
@@ -22,5 +23,6 @@ OPERATORS: dict[str, Operator] = {
         RMS_NORM_BACKWARD,
         LAYER_NORM_BACKWARD,
         *ROPES.values(),
+        ROUTER,
     )
 }

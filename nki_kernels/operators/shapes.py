@@ -188,6 +188,13 @@ def _rope_cases(op: str) -> Iterator[Case]:
                 yield _case(op, model, phase, layer, axes)
 
 
+def _moe_cases(op: str) -> Iterator[Case]:
+    for model, phase, tokens in _passes():
+        if model.experts:
+            axes = {"T": tokens, "H": model.hidden, "E": model.experts, "K": model.top_k}
+            yield _case(op, model, phase, "experts", axes)
+
+
 _CASES: dict[str, dict[str, Case]] = {
     "matmul": {case.name: case for case in _matmul_cases()},
     **{
@@ -201,6 +208,7 @@ _CASES: dict[str, dict[str, Case]] = {
         op: {case.name: case for case in _bmm_cases(op)}
         for op in ("bmm", "bmm_nt", "bmm_tn", "bmm_tt")
     },
+    "router": {case.name: case for case in _moe_cases("router")},
     "rms_norm": {case.name: case for case in _norm_cases("rms_norm")},
     "layer_norm": {case.name: case for case in _norm_cases("layer_norm")},
     "rms_norm_backward": {case.name: case for case in _norm_backward_cases("rms_norm_backward")},
@@ -231,6 +239,13 @@ DEFAULTS: dict[str, tuple[str, ...]] = {
     "bmm_nt": ("llama3-8b:prefill:scores",),
     "bmm_tn": ("llama3-8b:prefill:values",),
     "bmm_tt": ("llama3-8b:prefill:values",),
+    "router": (
+        "mixtral-8x7b:prefill:experts",
+        "qwen3-30b-a3b:prefill:experts",
+        "gpt-oss-20b:prefill:experts",
+        "qwen3-30b-a3b:decode:experts",
+        "4096x7168x256x8",
+    ),
     "rms_norm": (
         "4096x4096",
         "2048x16384",

@@ -69,7 +69,12 @@ ROOMS = (
         frozenset({"operators", "kernels", "hardware", "machine", "nki", "package"}),
         CORE_PACKAGES,
     ),
-    Room("ops", ("nki_kernels.ops", "nki_kernels.ops_moe"), frozenset({"ops", "operators", "package"}), CORE_PACKAGES),
+    Room(
+        "ops",
+        ("nki_kernels.ops", "nki_kernels.ops_moe"),
+        frozenset({"ops", "operators", "package"}),
+        CORE_PACKAGES,
+    ),
     Room(
         "profiler",
         ("nki_kernels.profiler",),

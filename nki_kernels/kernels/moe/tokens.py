@@ -1,0 +1,57 @@
+"""Pieces shared by the kernels of the mixture of experts: spans, x^T, weights, constants."""
+
+from __future__ import annotations
+
+import nki.isa as nisa
+import nki.language as nl
+
+
+def spans(extent, size):
+    """Return (start, stop) of pieces of `size`; the last may be shorter."""
+    return [(start, min(start + size, extent)) for start in range(0, extent, size)]
+
+
+def queue(config):
+    """Return the descriptor mode of plain loads."""
+    return nisa.dge_mode.hwdge if config.hwdge else nisa.dge_mode.unknown
+
+
+def load_weight(weight, config):
+    """Return weight [H, E] in SBUF, one tile per slice of the contraction."""
+    tiles = []
+    for start, stop in spans(weight.shape[0], nl.tile_size.pmax):
+        tile = nl.ndarray((stop - start, weight.shape[1]), dtype=weight.dtype, buffer=nl.sbuf)
+        nisa.dma_copy(dst=tile, src=weight[start:stop, :], dge_mode=queue(config))
+        tiles.append(tile)
+    return tiles
+
+
+def transposed_tokens(x, block, config):
+    """Return x[block]^T, one tile [slice of H, tokens] per slice of the contraction."""
+    start, stop = block
+    slices = spans(x.shape[1], nl.tile_size.pmax)
+    tiles = [
+        nl.ndarray((right - left, stop - start), dtype=x.dtype, buffer=nl.sbuf)
+        for left, right in slices
+    ]
+    if config.transpose == "dma":
+        for number in range(len(slices)):
+            left, right = slices[number]
+            nisa.dma_transpose(dst=tiles[number], src=x[start:stop, left:right])
+        return tiles
+    for first, last in spans(stop - start, nl.tile_size.pmax):
+        rows = nl.ndarray((last - first, x.shape[1]), dtype=x.dtype, buffer=nl.sbuf)
+        nisa.dma_copy(dst=rows, src=x[start + first : start + last, :], dge_mode=queue(config))
+        for number in range(len(slices)):
+            left, right = slices[number]
+            turn(tiles[number][:, first:last], rows[:, left:right])
+    return tiles
+
+
+def turn(result, rows):
+    """result = rows^T, on PE through PSUM."""
+    # gen2 transposes through a matmul, whose result is float32.
+    gen2 = nisa.get_nc_version() == nisa.nc_version.gen2
+    psum = nl.ndarray(result.shape, dtype=nl.float32 if gen2 else rows.dtype, buffer=nl.psum)
+    nisa.nc_transpose(dst=psum, data=rows, engine=nisa.engine.tensor)
+    nisa.tensor_copy(dst=result, src=psum, engine=nisa.engine.vector)

@@ -1,0 +1,107 @@
+"""References of the mixture of experts: `router`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from reference.matmul import Reference
+
+Array = npt.NDArray[np.float64]
+
+#: The largest float32: logits beyond it, and infinities, count as it; NaN counts as its negative.
+LARGEST = float(np.finfo(np.float32).max)
+
+
+def router(
+    x: npt.NDArray[Any],
+    weight: npt.NDArray[Any],
+    bias: npt.NDArray[Any] | None = None,
+    selection_bias: npt.NDArray[Any] | None = None,
+    *,
+    top_k: int,
+    score: str = "softmax",
+    score_first: bool = True,
+    renormalize: bool = False,
+    scale: float = 1.0,
+    groups: int = 1,
+    top_groups: int | None = None,
+    group_score: str = "max",
+) -> tuple[Reference, Reference, Reference]:
+    """Choose experts and weigh them in float64; see `nki_kernels.ops.router` for the formulas.
+
+    The magnitude of a weight bounds what an error of one unit per term of the logits does to it:
+    an error d of every logit changes a score by at most 2 d of itself, a quotient by twice that.
+
+    Returns:
+        indices [T, k] (magnitude 0), weights [T, k], counts [E] (magnitude 0).
+    """
+    logits, terms = _logits(x, weight, bias)
+    ranked = _scores(logits, score) if score_first else logits
+    if selection_bias is not None:
+        ranked = np.clip(ranked + selection_bias.astype(np.float64), -LARGEST, LARGEST)
+    if top_groups is not None and top_groups < groups:
+        ranked = np.where(_in_best_groups(ranked, groups, top_groups, group_score), ranked, -np.inf)
+    if score == "softmax" and score_first and selection_bias is None:
+        # Equal scores by underflow are still ordered: the softmax is monotone.
+        order = np.lexsort((np.broadcast_to(np.arange(logits.shape[1]), logits.shape), -logits,
+                            -ranked), axis=1)  # fmt: skip
+    else:
+        order = np.argsort(-ranked, axis=1, kind="stable")
+    indices = order[:, :top_k]
+    chosen = np.take_along_axis(logits, indices, axis=1)
+    if score_first:
+        weights = np.take_along_axis(_scores(logits, score), indices, axis=1)
+    else:
+        weights = _scores(chosen, score)
+    if renormalize:
+        if score == "softmax":
+            weights = _scores(chosen, score)
+        else:
+            with np.errstate(invalid="ignore"):
+                weights = weights / weights.sum(axis=1, keepdims=True)
+    weights = scale * weights
+    magnitude = np.abs(weights) * (4 + 4 * terms.max(axis=1, keepdims=True))
+    counts = np.bincount(indices.ravel(), minlength=logits.shape[1]).astype(np.float64)
+    return (
+        Reference(indices.astype(np.float64), np.zeros(indices.shape)),
+        Reference(weights, magnitude),
+        Reference(counts, np.zeros(counts.shape)),
+    )
+
+
+def _logits(
+    x: npt.NDArray[Any], weight: npt.NDArray[Any], bias: npt.NDArray[Any] | None
+) -> tuple[Array, Array]:
+    """Return the logits and the sums of the absolute values of their terms."""
+    with np.errstate(invalid="ignore"):
+        x64, w64 = x.astype(np.float64), weight.astype(np.float64)
+        logits, terms = x64 @ w64, np.abs(x64) @ np.abs(w64)
+        if bias is not None:
+            logits = logits + bias.astype(np.float64)
+            terms = terms + np.abs(bias.astype(np.float64))
+    logits = np.where(np.isnan(logits), -LARGEST, np.clip(logits, -LARGEST, LARGEST))
+    return logits, np.where(np.isfinite(terms), terms, 0.0)
+
+
+def _scores(logits: Array, score: str) -> Array:
+    if score == "sigmoid":
+        with np.errstate(over="ignore"):
+            result: Array = 1 / (1 + np.exp(-logits))
+        return result
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    quotient: Array = powers / powers.sum(axis=1, keepdims=True)
+    return quotient
+
+
+def _in_best_groups(ranked: Array, groups: int, top_groups: int, group_score: str) -> Array:
+    """Return [T, E], whether an expert belongs to one of the best groups of its token."""
+    tokens, experts = ranked.shape
+    members = -np.sort(-ranked.reshape(tokens, groups, -1), axis=2)
+    value = members[:, :, 0] if group_score == "max" else members[:, :, :2].sum(axis=2)
+    best = np.argsort(-value, axis=1, kind="stable")[:, :top_groups]
+    inside = np.zeros((tokens, groups), bool)
+    np.put_along_axis(inside, best, True, axis=1)
+    return np.repeat(inside, experts // groups, axis=1)
