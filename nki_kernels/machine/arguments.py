@@ -204,6 +204,16 @@ class Arguments:
             return False
         return not tensor.mem.wide or not np.array_equal(values(tensor), array, equal_nan=False)
 
+    @staticmethod
+    def write_back(tensor: NkiTensor, array: Array) -> None:
+        """Copy the tensor's values to the caller's array, bit for bit.
+
+        A packed type has two NumPy types of one size, the caller's record and the integer in here,
+        and NumPy casts none to the other.
+        """
+        host = tensor.dtype.host
+        np.copyto(array.view(host) if array.dtype.names else array, values(tensor))
+
     def convert(self, tensor: NkiTensor, array: Array | None) -> Any:
         """Return an output in the caller's type; a returned input is the caller's own object."""
         for bound, value, _ in self.bound:

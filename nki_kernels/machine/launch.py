@@ -190,7 +190,7 @@ class Job:
         with np.errstate(all="ignore"):
             arrays = tuple(None if t.mem.abstract else values(t) for t in self._outputs)
             for tensor, array in self._changed:
-                np.copyto(array, values(tensor))
+                self._bound.write_back(tensor, array)
             pairs = zip(self._outputs, arrays, strict=True)
             converted = iter([self._bound.convert(t, a) for t, a in pairs])
             result = _rebuild(self._returned, converted)

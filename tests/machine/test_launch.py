@@ -247,6 +247,23 @@ def test_a_returned_argument_is_the_callers_object():
     assert np.array_equal(copy, array)
 
 
+@pytest.mark.parametrize("kind", [nl.float8_e4m3fn_x4, nl.float8_e5m2_x4, nl.float4_e2m1fn_x4])
+@pytest.mark.parametrize("step", [1, 2])
+def test_a_packed_argument_is_written_bit_for_bit(kind, step):
+    """NumPy carries a packed type as a record of one field."""
+
+    @nki.jit
+    def copy(source, target):
+        nisa.dma_copy(dst=target, src=source)
+
+    host = kind.host
+    words = (np.arange(12, dtype=host).reshape(3, 4) * 5003 + np.iinfo(host).max // 3).astype(host)
+    record = np.dtype([(str(kind), host)])
+    target = np.zeros((3, 4 * step), record)[:, ::step]
+    copy(words.view(record), target)
+    assert np.array_equal(target[str(kind)], words)
+
+
 def test_a_failing_kernel_changes_nothing():
     @nki.jit
     def kernel(x, y):
