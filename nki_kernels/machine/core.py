@@ -155,6 +155,7 @@ class Run:
         self._plans = _PLANS.setdefault((spec, options), {})
         self._pool: dict[int, list[Array]] = {}
         self._products = Products()
+        self._visible = {options.uninitialized, options.outputs} != {"error"}
         self._scratch: dict[str, Array] = {}
 
     # -- allocation ------------------------------------------------------------------------------
@@ -209,7 +210,7 @@ class Run:
         self, tile: Tile, extents: tuple[int, ...], kind: DType, buffer: MemoryRegion, nbytes: int
     ) -> NkiTensor:
         """Return the unwritten tensor of a new tile."""
-        mem = Memory(tile, buffer, nbytes, self._pool, self._products)
+        mem = Memory(tile, buffer, nbytes, self._pool, self._products, self._visible)
         mem.wide = not self.options.precise_fp and kind.is_float and kind.itemsize < 4
         mem.loop = self.loop
         strides = [1] * len(extents)

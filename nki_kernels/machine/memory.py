@@ -2,7 +2,9 @@
 
 A byte that nothing wrote is poison: a map turns its read into an error that names the kernel lines
 that allocated and read it. Regions that were checked once are remembered, so the map is consulted
-once per distinct access and not once per instruction.
+once per distinct access and not once per instruction. Where such reads are no errors, the bytes
+hold the poison (NaN, 4 in integers) from the start, so that results do not depend on which buffer
+the pool had left.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ class Memory:
 
     __slots__ = (
         "_grain", "_group_map", "_groups", "_map", "_pool", "_products", "_regions", "_snapshots",
-        "abstract", "borrowed",
+        "_visible", "abstract", "borrowed",
         "buffer", "data", "full", "loop", "nbytes", "pending", "tile", "wide",
     )  # fmt: skip
 
@@ -46,6 +48,7 @@ class Memory:
         nbytes: int,
         pool: dict[int, list[Array]],
         products: Products,
+        visible: bool = False,
     ) -> None:
         self.tile = tile
         self.buffer = buffer
@@ -58,6 +61,8 @@ class Memory:
         #: Matmuls issued into the tile and not formed yet; every look at the values forms them.
         self.pending: Pending | None = None
         self._products = products
+        #: A kernel may come to see what nothing wrote: it must then be poison in fact.
+        self._visible = visible
         self._snapshots: dict[Region, Array] = {}
         self.full = False
         #: The device loops around the allocation.
@@ -105,11 +110,14 @@ class Memory:
         return self.array(region, _BITS[region[3]])
 
     def materialise(self) -> Array:
-        """Give the tile bytes (contents undefined until written)."""
+        """Give the tile bytes: poison where reads of them pass, else undefined until written."""
         nbytes = self.nbytes * 4 // self.tile.itemsize if self.wide else self.nbytes
         spare = self._pool.get(nbytes)
-        self.data = spare.pop() if spare else np.empty(nbytes, np.uint8)
-        return self.data
+        self.data = data = spare.pop() if spare else np.empty(nbytes, np.uint8)
+        if self._visible:
+            kind = as_dtype(self.tile.dtype)
+            data.view(np.float32 if self.wide else kind.host)[...] = kind.poison
+        return data
 
     def snapshot(self, region: Region, rows: int, dtype: DType) -> Array:
         """Return the region as float32 [rows, columns], fixed at this moment, once per content."""
@@ -238,7 +246,7 @@ class Memory:
     def extract(self, region: Region, at: Array, tile: Tile) -> Memory:
         """Return a tile of the elements ``at[p]`` of the free dimensions of each partition p."""
         part = Memory(tile, self.buffer, tile.row_bytes * tile.partitions, self._pool,
-                      self._products)  # fmt: skip
+                      self._products, self._visible)  # fmt: skip
         part.loop, part.wide, part.abstract = self.loop, self.wide, self.abstract
         whole = (0, tile.shape, (tile.shape[1], 1), region[3])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 
 import nki.isa as nisa
 import nki.language as nl
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nki_kernels.machine import dtypes
 from nki_kernels.machine.errors import DoesNotFit, RuleViolation, ShapeError, UninitializedRead
 from nki_kernels.machine.launch import launch
 from nki_kernels.machine.options import NkiWarning, Options
@@ -122,6 +124,42 @@ def test_reused_bytes_never_show_in_a_new_tile():
 
 def test_integers_show_the_documented_poison():
     assert inside(lambda: sbuf(1, 2, dtype="int32").numpy().tolist()) == [[4, 4]]
+
+
+@pytest.mark.parametrize("level", ["warn", "off"])
+@pytest.mark.parametrize("kind", dtypes.ALL, ids=str)
+@pytest.mark.parametrize("wide", [False, True])
+def test_a_read_that_passes_sees_poison(kind, level, wide):
+    """Not what a dead tile of the same size left in the pool."""
+
+    def body():
+        first = sbuf(2, 2, dtype=kind)
+        nisa.memset(first.view(f"uint{8 * kind.itemsize}") if kind.kind == "packed" else first, 1)
+        del first
+        second, third = sbuf(2, 2, dtype=kind), sbuf(2, 2, dtype=kind)
+        nisa.dma_copy(dst=third, src=second)
+        assert third.mem.full
+        return third.numpy()
+
+    options = Options(uninitialized=level, precise_fp=not wide)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NkiWarning)
+        got = inside(body, options=options)
+    expected = np.full((2, 2), kind.poison).astype(got.dtype)
+    assert got.tobytes() == expected.tobytes()
+
+
+def test_an_output_that_may_be_unwritten_shows_poison():
+    def kernel(x):
+        tile = loaded(x)
+        out = hbm(4, 4)
+        nisa.dma_copy(dst=out[0:2], src=tile[0:2])
+        return out
+
+    array = counted(4, 4)
+    found = launch(kernel, (array,), target="toy", options=Options(outputs="off"))
+    assert np.array_equal(found.result[:2], array[:2])
+    assert np.isnan(found.result[2:]).all()
 
 
 def test_the_callers_array_is_borrowed_until_a_write():
