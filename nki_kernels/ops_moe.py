@@ -48,11 +48,15 @@ def router(
         selection_bias: [E], float32, or None: moves the choice and no weight; -inf puts an expert
             behind all others.
         top_k: experts per token, 1 to 32, at most E.
-        score, score_first, renormalize, scale: see the formulas; "softmax" or "sigmoid".
-        groups, top_groups, group_score: groups of E / groups experts; those eligible, None means
-            all; "max" or "top2".
-        config, target: tuning of the kernel, which never changes the result, and hardware
-            generation; None means what the operator chooses and the one in force.
+        score: "softmax" or "sigmoid".
+        score_first: score all experts before the choice; else the chosen only.
+        renormalize: make a token's weights sum to `scale`.
+        scale: factor of all weights.
+        groups: groups of E / groups experts each.
+        top_groups: eligible groups of a token; None means all.
+        group_score: "max" or "top2".
+        config: tuning of the kernel; None lets the operator choose. It never changes the result.
+        target: hardware generation; None means the one in force.
 
     Returns:
         indices [T, top_k] int32, weights [T, top_k] float32, counts [E] int32. A logit that is NaN
@@ -60,11 +64,9 @@ def router(
         of an expert, whatever the input.
 
     Raises:
-        ShapeError: sizes that differ, a wrong rank, a zero size, a strided array, top_k above E, an
-            E or an H too large for PSUM or SBUF.
+        ShapeError: sizes or layouts that are wrong, top_k above E, too large an E or H.
         DtypeError: a dtype that is not supported, or different ones.
-        OptionError: an option outside what is listed, groups that do not divide E or hold fewer
-            than top_k experts, a selection_bias that is NaN.
+        OptionError: groups that do not divide E or hold too few experts, a NaN in selection_bias.
         ConfigError: a `config` that cannot run on the target.
 
     Source: the kernel is `nki_kernels.kernels.moe.router`.
@@ -77,15 +79,9 @@ def router(
         ([[1, 3]], [[0.5, 0.5]], [0, 1, 0, 1])
     """
     options = {
-        "top_k": top_k,
-        "score": score,
-        "score_first": score_first,
-        "renormalize": renormalize,
-        "scale": scale,
-        "groups": groups,
-        "top_groups": top_groups,
-        "group_score": group_score,
-    }
+        "top_k": top_k, "score": score, "score_first": score_first, "renormalize": renormalize,
+        "scale": scale, "groups": groups, "top_groups": top_groups, "group_score": group_score,
+    }  # fmt: skip
     inputs = (x, weight, bias, selection_bias)
     run = ROUTER.launch(inputs, options, config=config, target=target)
     indices, weights, counts = run.result
