@@ -124,14 +124,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_cases(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("op", nargs="*", help="operators (default: all)")
+    parser.add_argument("op", nargs="*", help="operators, or FILE.py:NAME (default: all)")
     parser.add_argument("--shape", action="append", help="a named shape or sizes; may be repeated")
     parser.add_argument("--dtype", action="append", help="bf16 (default), fp16, fp32; repeatable")
     parser.add_argument("--target", action="append", help="hardware (default trn2); repeatable")
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    print(shapes_table([entry.op.name for entry in entries_of(arguments.op)]))
+    found = entries_of(arguments.op)
+    print(shapes_table({name: (e.op, default_shapes(e)) for name, e in found.items()}))
     return 0
 
 

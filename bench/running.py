@@ -13,6 +13,7 @@ from bench import entries
 from bench.check import source_hash
 from bench.entries import Entry
 from bench.harness import measure, refused
+from bench.own import OwnEntry, is_own, own_entry
 from bench.progress import Journal, each
 from bench.record import BenchError, Result
 from bench.room import require_room
@@ -31,7 +32,7 @@ class Work:
     """One case to run, in words that another process understands.
 
     Attributes:
-        op: the operator's name.
+        op: the operator's name, or FILE.py:NAME.
         shape: a registry name or free-form sizes.
         keep_going: a kernel that refuses the case gives a failed result instead of an error.
     """
@@ -58,22 +59,24 @@ class Work:
 
 
 def entry_of(name: str) -> Entry:
-    """Return an operator by name.
+    """Return an operator by name, or the user's benchmark that ``FILE.py:NAME`` names.
 
     Raises:
         BenchError: there is none of that name.
     """
+    if is_own(name):
+        return own_entry(name)
     if name not in entries.ENTRIES:
         raise BenchError(
-            f"no operator {name!r}; there are {', '.join(entries.ENTRIES)}; "
-            "see 'python -m bench list'"
+            f"no operator {name!r}; there are {', '.join(entries.ENTRIES)}, and FILE.py:NAME for "
+            "your own; see 'python -m bench list'"
         )
     return entries.ENTRIES[name]
 
 
-def entries_of(names: Sequence[str]) -> list[Entry]:
-    """Return the named operators, each once; all of them when none is named."""
-    return [entry_of(name) for name in dict.fromkeys(names)] or list(entries.ENTRIES.values())
+def entries_of(names: Sequence[str]) -> dict[str, Entry]:
+    """Return the named operators by name; all of them when none is named."""
+    return {name: entry_of(name) for name in names or entries.ENTRIES}
 
 
 def known_target(target: str) -> None:
@@ -90,7 +93,7 @@ def known_target(target: str) -> None:
 
 def default_shapes(entry: Entry) -> tuple[str, ...]:
     """Return what is timed when no shape is named."""
-    return DEFAULTS[entry.op.name]
+    return entry.shapes if isinstance(entry, OwnEntry) else DEFAULTS[entry.op.name]
 
 
 def all_shapes(entry: Entry) -> tuple[str, ...]:
@@ -110,7 +113,7 @@ def named_work(arguments: argparse.Namespace) -> Iterator[Work]:
     everything = getattr(arguments, "all", False)
     if everything and arguments.shape:
         raise BenchError("--all and --shape exclude each other; leave one of them out")
-    for entry in entries_of(arguments.op):
+    for op_name, entry in entries_of(arguments.op).items():
         op = entry.op
         shapes = all_shapes(entry) if everything else arguments.shape or default_shapes(entry)
         for shape in shapes:
@@ -124,7 +127,7 @@ def named_work(arguments: argparse.Namespace) -> Iterator[Work]:
                 for target in targets:
                     full = getattr(arguments, "check", "auto") == "full"
                     dtype = str(as_dtype(name))
-                    yield Work(op.name, shape, dtype, target, full, everything)
+                    yield Work(op_name, shape, dtype, target, full, everything)
 
 
 def _usual_dtype(entry: Entry) -> str:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from bench.record import Result
-from nki_kernels.operators import OPERATORS
-from nki_kernels.operators.shapes import DEFAULTS, cases
+from nki_kernels.operators.contract import Operator
+from nki_kernels.operators.shapes import cases
 
 WIDTH = 100
 _SHORT = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
@@ -92,14 +92,16 @@ def _legend(group: Sequence[Result]) -> list[str]:
     ]
 
 
-def shapes_table(ops: Sequence[str]) -> str:
-    """Return the operators and their named shapes; the default ones are marked with a star."""
+def shapes_table(operators: Mapping[str, tuple[Operator, Sequence[str]]]) -> str:
+    """Return the operators and their named shapes.
+
+    Args:
+        operators: operator and default shapes, which are marked with a star, by name.
+    """
     blocks = []
-    for name in ops:
-        op = OPERATORS[name]
+    for name, (op, starred) in operators.items():
         order = "x".join(op.axis_order)
-        starred = DEFAULTS.get(name, ())
-        named = [(case.name, case.axes) for case in cases(name)]
+        named = [(case.name, case.axes) for case in cases(op.name)]
         rows = [
             (f"{'*' if shape in starred else ' '} {shape}",
              "x".join(str(axes[letter]) for letter in op.axis_order))

@@ -6,7 +6,7 @@ import pytest
 
 from bench.table import WIDTH, render, results_table, shapes_table
 from nki_kernels.operators import OPERATORS
-from nki_kernels.operators.shapes import cases
+from nki_kernels.operators.shapes import DEFAULTS, cases
 from tests.bench.test_record import RESULT
 
 TIMED = dataclasses.replace(
@@ -62,6 +62,6 @@ def test_a_name_that_is_too_long_is_cut_visibly():
 
 @pytest.mark.parametrize("op", OPERATORS)
 def test_every_named_shape_is_listed_with_its_sizes(op):
-    rows = [line.split() for line in lines(shapes_table([op]))]
+    rows = [line.split() for line in lines(shapes_table({op: (OPERATORS[op], DEFAULTS[op])}))]
     for case in cases(op):
         assert any(row[-2:] == [case.name, "x".join(map(str, case.axes.values()))] for row in rows)

@@ -18,7 +18,7 @@ from tests.repo.source import EMBEDDED, python_files
 ALL_LIBRARY = frozenset(
     {
         "package", "hardware", "machine", "nki", "kernels", "operators", "ops", "profiler",
-        "torch_ops", "lint", "conformance",
+        "torch_ops", "lint", "conformance", "benchmark",
     }
 )  # fmt: skip
 CORE_PACKAGES = frozenset({"numpy", "ml_dtypes"})
@@ -74,6 +74,14 @@ ROOMS = (
         ("nki_kernels.ops", "nki_kernels.ops_moe"),
         frozenset({"ops", "operators", "package"}),
         CORE_PACKAGES,
+    ),
+    # The base class of a user's benchmark: an operator spelt out.
+    Room(
+        "benchmark",
+        ("nki_kernels.benchmark",),
+        frozenset({"benchmark", "operators", "hardware", "machine", "package"}),
+        CORE_PACKAGES,
+        exact=True,
     ),
     Room(
         "profiler",
