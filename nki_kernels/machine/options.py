@@ -140,6 +140,8 @@ class Options:
             speaks. No document gives a limit; users report half-hour compilations.
         precise_fp: keep 16- and 8-bit floats rounded; False holds them as float32, which separates
             an algorithm's error from rounding (`NKI_PRECISE_FP`).
+        unknown_trips: iterations of an nl.fori_loop whose end comes from a tile without values;
+            None raises. For kernels timed from shapes whose loop repairs what is rarely wrong.
     """
 
     operands: Level = "error"
@@ -163,6 +165,7 @@ class Options:
     lnc_race: Level = "error"
     instruction_limit: int = 100_000
     precise_fp: bool = True
+    unknown_trips: int | None = None
 
     def __post_init__(self) -> None:
         for name in CHECKS:
@@ -172,6 +175,11 @@ class Options:
         limit = self.instruction_limit
         if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
             raise ValueError(f"Options: instruction_limit={limit!r}; it must be a positive int")
+        trips = self.unknown_trips
+        if trips is not None and (type(trips) is not int or trips < 0):
+            raise ValueError(
+                f"Options: unknown_trips={trips!r}; it must be None or an int of at least 0"
+            )
 
     def level(self, check: str) -> Level:
         """Return the level of a check by name."""

@@ -19,6 +19,7 @@ from nki_kernels.machine.errors import (
     UninitializedRead,
 )
 from nki_kernels.machine.launch import launch
+from nki_kernels.machine.options import Options
 from nki_kernels.machine.tensor import Abstract
 from nki_kernels.machine.trace import ControlWork
 from tests.embedded.harness import hbm, ps, refused, same, sb, tile, traced, values
@@ -153,3 +154,22 @@ REFUSED = [
 @pytest.mark.parametrize(("call", "says", "error"), REFUSED)
 def test_refused(call, says, error):
     refused(call, says, error=error)
+
+
+@pytest.mark.parametrize("step", [1, 3])
+@pytest.mark.parametrize("trips", [0, 2])
+def test_a_loop_whose_end_has_no_value_runs_as_often_as_asked(trips, step):
+    seen = []
+
+    def kernel(x):
+        register = nisa.register_alloc()
+        nisa.register_load(register, tile(x))
+        nl.fori_loop(0, register, lambda i: seen.append(i), step)
+
+    def run(options):
+        launch(kernel, (Abstract((1, 1), "int32"),), target="toy", options=options)
+
+    run(Options(unknown_trips=trips))
+    assert len(seen) == trips
+    with pytest.raises(AbstractValue, match="loaded from a tile without values"):
+        run(Options())

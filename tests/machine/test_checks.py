@@ -15,7 +15,7 @@ README = Path(nki_kernels.machine.checks.__file__).with_name("README.md")
 
 def test_each_check_is_a_field_and_the_rest_are_no_levels():
     names = [f.name for f in fields(Options)]
-    assert names == [*CHECKS, "instruction_limit", "precise_fp"]
+    assert names == [*CHECKS, "instruction_limit", "precise_fp", "unknown_trips"]
 
 
 @pytest.mark.parametrize("name", CHECKS)
@@ -39,6 +39,12 @@ def test_a_level_is_one_of_three(name):
 def test_the_limit_of_instructions_is_a_positive_int(limit):
     with pytest.raises(ValueError, match=r"instruction_limit=.*; it must be a positive int"):
         Options(instruction_limit=limit)
+
+
+@pytest.mark.parametrize("trips", [-1, True, 1.5, "many"])
+def test_unknown_trips_are_none_or_an_int(trips):
+    with pytest.raises(ValueError, match=r"unknown_trips=.*; it must be None or an int of at leas"):
+        Options(unknown_trips=trips)
 
 
 def test_only_switches_the_others_off():

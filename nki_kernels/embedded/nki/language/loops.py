@@ -107,7 +107,12 @@ def fori_loop(
     run = _device_loop("nl.fori_loop")
     _callable(body_fun, "nl.fori_loop")
     stride = _step(step, "nl.fori_loop")
-    first, end = _bound(lower, "nl.fori_loop: lower"), _bound(upper, "nl.fori_loop: upper")
+    first = _bound(lower, "nl.fori_loop: lower")
+    trips = run.options.unknown_trips
+    if trips is not None and isinstance(upper, VirtualRegister) and upper.abstract:
+        end = first + trips * stride
+    else:
+        end = _bound(upper, "nl.fori_loop: upper")
     # A register among the bounds makes the index one; otherwise it is a scalar (NKI 0.7).
     plain = any(type(bound) is VirtualRegister for bound in (lower, upper))
     for value in run.iterations(range(first, end, stride)):
