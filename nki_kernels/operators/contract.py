@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeAlias
 
 from nki_kernels.hardware import spec_for
@@ -25,6 +25,7 @@ from nki_kernels.machine.errors import (
     ShapeError,
 )
 from nki_kernels.machine.launch import Launch, current_target, launch
+from nki_kernels.machine.options import default_options
 
 #: Sizes of the axes of one problem, by the letters of the contract ("M", "N", "K", ...).
 Axes: TypeAlias = Mapping[str, int]
@@ -107,6 +108,8 @@ class Operator:
         config_problems: reasons why a config given by hand cannot run for a dtype on a core.
         value_problems: reasons why the values of valid arrays are wrong (offsets that decrease);
             shape-only stand-ins are not asked.
+        unknown_trips: `Options.unknown_trips` of a launch: for kernels whose device loops, which
+            values alone decide, usually do not run.
         option_axes: letters whose size an option gives, with the option's name ({"K": "top_k"}).
     """
 
@@ -128,6 +131,7 @@ class Operator:
     config_problems: Callable[[Any, str, CoreSpec], tuple[str, ...]] = _any_config
     value_problems: Callable[[Sequence[Any], Options], tuple[str, ...]] = _any_values
     option_axes: Mapping[str, str] = field(default_factory=_no_option_axes)
+    unknown_trips: int | None = None
 
     def axes(self, *shapes: Sequence[int] | None, options: Options | None = None) -> dict[str, int]:
         """Return the size of each axis, read from the first input that has it, or its option.
@@ -242,7 +246,8 @@ class Operator:
             if wrong:
                 raise ConfigError(_message(self, inputs, wrong))
         arguments = self.arguments(inputs, options, config)
-        return launch(self.kernel, arguments, target=target, lnc=1)
+        checks = replace(default_options(), unknown_trips=self.unknown_trips)
+        return launch(self.kernel, arguments, target=target, lnc=1, options=checks)
 
     def _reasons(
         self, inputs: Sequence[Any], options: Options, target: str
