@@ -1,0 +1,219 @@
+"""Attention over whole sequences: fast where exponentials stay in range, exact where not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import nki
+import nki.isa as nisa
+import nki.language as nl
+
+from nki_kernels.kernels.attention.exact import exact_attention
+from nki_kernels.kernels.attention.loads import Loads
+from nki_kernels.kernels.attention.plan import groups_of, masks_of, pieces_of, spans
+from nki_kernels.kernels.attention.sums import Sums
+
+
+@dataclass(frozen=True)
+class AttentionConfig(nl.NKIObject):
+    """Tuning of the attention kernel. No field changes the mathematics.
+
+    Attributes:
+        banks: PSUM banks one exponential reads. Whether an instruction of Scalar may span banks is
+            documented nowhere; 1 is safe.
+        lag: groups between a group's exponentials and its product with V.
+        ahead: groups between the loads for a group and its scores.
+        chunk: key tiles per load of K and V.
+        resident: K and V of a head stay in SBUF for all its queries.
+        fill: pad the contraction of the scores to all rows of the array.
+        section: output tiles whose row sums are kept before their logarithms are taken.
+        hwdge: copy through the hardware descriptor engine (gen3 and later).
+    """
+
+    banks: int
+    lag: int
+    ahead: int
+    chunk: int
+    resident: bool
+    fill: bool
+    section: int
+    hwdge: bool
+
+
+@nki.jit
+def attention(q, k, v, sinks, mask, bias, rule, out_dtype, config):
+    """out[b, h, i] = sum_j p_ij v[b, g, j], p = softmax_j of the scores, g = h * Hkv // H.
+
+    Args:
+        q: [B, H, Sq, D] HBM, bfloat16 | float16 | float32.
+        k: [B, Hkv, Sk, D] HBM, dtype of q.
+        v: [B, Hkv, Sk, Dv] HBM, dtype of q.
+        sinks: [H] HBM float32 or None: one more logit per head, without a value.
+        mask: [1 | B, 1 | H, Sq, Sk] HBM, uint8, 1 to attend and 0 not to, or None.
+        bias: the same shape, dtype of q, added to the scores, or None.
+        rule: AttentionRule.
+        out_dtype: dtype of the result.
+        config: AttentionConfig.
+
+    Returns:
+        out [B, H, Sq, Dv] of out_dtype and lse [B, H, Sq] float32, both HBM. A query that attends
+        nothing has 0 and -inf.
+    """
+    batch, heads, rows, _ = q.shape
+    out = nl.ndarray((batch, heads, rows, v.shape[3]), dtype=out_dtype, buffer=nl.shared_hbm)
+    lse = nl.ndarray((batch, heads, rows), dtype=nl.float32, buffer=nl.shared_hbm)
+    if mask is not None or bias is not None:
+        exact_attention(q, k, v, sinks, mask, bias, out, lse, rule, config)
+        return out, lse
+    wrong = _optimistic(q, k, v, sinks, out, lse, rule, config)
+
+    def again(_):
+        exact_attention(q, k, v, sinks, None, None, out, lse, rule, config)
+
+    nl.fori_loop(0, wrong, again)
+    return out, lse
+
+
+def _optimistic(q, k, v, sinks, out, lse, rule, config):
+    """Compute with exponentials of unshifted scores; return a register: 1 if a row left the range.
+
+    A row is right whenever its sum of exponentials neither overflows nor comes near the subnormals,
+    whatever the shift; 0 is free. The sums and the results show it afterwards.
+    """
+    steps = _steps(q, k, rule, config)
+    loads = Loads(q, k, v, steps, config)
+    sums = Sums(q, k, sinks, out, lse, rule, config)
+    width, sub = nl.tile_size.gemm_moving_fmax, nl.tile_size.gemm_stationary_fmax
+    # An output tile has a bank of its own: their sums interleave, which one bank would not bear.
+    o = None
+    if steps:
+        o = nl.ndarray((sub, width // sub, width), dtype=nl.float32, buffer=nl.psum)
+    lagging = []
+    for at in range(len(steps) + config.lag):
+        if at < len(steps):
+            loads.run_to(at + config.ahead)
+            lagging.append(_exponentials(steps[at], rule))
+        if at >= config.lag:
+            step = steps[at - config.lag]
+            _multiply(o, step, lagging[at - config.lag], v.shape[3])
+            lagging[at - config.lag] = None
+            if step["last"]:
+                sums.finish(o, step, v.shape[3])
+            if step["head"] is not None:
+                sums.close(step["head"])
+            loads.done(at - config.lag)
+    if not steps:
+        for head in range(q.shape[0] * q.shape[1]):
+            sums.close(head)
+    return sums.verdict()
+
+
+def _steps(q, k, rule, config):
+    """One entry per group of scores, in the order of execution."""
+    batch, heads, rows, _ = q.shape
+    keys = k.shape[2]
+    width, sub = nl.tile_size.gemm_moving_fmax, nl.tile_size.gemm_stationary_fmax
+    plans = []
+    for block in spans(rows, width):
+        groups = groups_of(pieces_of(block, keys, rows, rule, sub), width, config.banks)
+        started = set()
+        for group in groups:
+            for piece in group["pieces"]:
+                # The first product of an output tile overwrites what PSUM holds.
+                piece["first"] = [
+                    column for column in range(*piece["columns"], sub) if column not in started
+                ]
+                started.update(piece["first"])
+        plans.append((block, groups))
+    steps = []
+    for b in range(batch):
+        for h in range(heads):
+            for block, groups in plans:
+                for number in range(len(groups)):
+                    steps.append(
+                        {
+                            "q": (b, h),
+                            "kv": (b, h * k.shape[1] // heads),
+                            "block": block,
+                            "group": groups[number],
+                            "last": number == len(groups) - 1,
+                            "head": None,
+                        }
+                    )
+            if steps:
+                steps[-1]["head"] = b * heads + h
+    return steps
+
+
+def _exponentials(step, rule):
+    """Return exp(scores) of a group, [keys, columns], masked."""
+    group, tiles = step["group"], step["tiles"]
+    keys, used = group["keys"], group["used"]
+    s = nl.ndarray((keys, used), dtype=nl.float32, buffer=nl.psum)
+    for piece in group["pieces"]:
+        (left, right), at = piece["columns"], piece["at"]
+        start = piece["keys"][0]
+        for number in range(len(tiles["q"])):
+            nisa.nc_matmul(
+                dst=s[:, at : at + right - left],
+                stationary=loads_slice(tiles, number, start, keys),
+                moving=tiles["q"][number][:, left:right],
+                accumulate=number > 0,
+            )
+    scores, scale = s, rule.scale
+    if rule.softcap:
+        scores = nl.ndarray((keys, used), dtype=nl.float32, buffer=nl.sbuf)
+        nisa.activation(dst=scores, op=nl.tanh, data=s, scale=rule.scale / rule.softcap)
+        scale = rule.softcap
+    p = nl.ndarray((keys, used), dtype=tiles["p_dtype"], buffer=nl.sbuf)
+    nisa.activation(dst=p, op=nl.exp, data=scores, scale=scale)
+    for piece in group["pieces"]:
+        first = step["block"][0] + piece["columns"][0]
+        span = (first, step["block"][0] + piece["columns"][1])
+        for start, stop, bound in masks_of(span, piece["keys"], rule):
+            at = piece["at"] + start - first
+            select(p[:, at : at + stop - start], start, piece["keys"][0], bound, rule)
+    return p
+
+
+def loads_slice(tiles, number, start, keys):
+    """Return the transposed keys start .. start + keys - 1, rows `number` of the depth."""
+    chunk = tiles["k"][start // tiles["chunk"]]
+    at = start % tiles["chunk"]
+    return chunk[number][:, at : at + keys]
+
+
+def select(p, query, key, bound, rule):
+    """Set p[key, query] to 0 in place outside a bound; the tile begins at `query` and `key`."""
+    sign = 1 if bound == "right" else -1
+    reach = rule.right if bound == "right" else rule.left
+    nisa.affine_select(
+        dst=p,
+        pattern=[[sign, p.shape[1]]],
+        channel_multiplier=-sign,
+        on_true_tile=p,
+        on_false_value=0.0,
+        cmp_op=nl.greater_equal,
+        offset=sign * (query + rule.offset - key) + reach,
+    )
+
+
+def _multiply(o, step, p, depth):
+    """Add a group's products with [V | 1] to the output tiles of its block."""
+    group, tiles = step["group"], step["tiles"]
+    sub = nl.tile_size.gemm_stationary_fmax
+    size = step["block"][1] - step["block"][0]
+    for piece in group["pieces"]:
+        start = piece["keys"][0]
+        chunk = tiles["v"][start // tiles["chunk"]]
+        values = chunk[: group["keys"], start % tiles["chunk"] // nl.tile_size.pmax, :]
+        left, right = piece["columns"]
+        for column in range(left, right, sub):
+            count = min(sub, size - column)
+            at = piece["at"] + column - left
+            nisa.nc_matmul(
+                dst=o[:count, column // sub, : depth + 1],
+                stationary=p[:, at : at + count],
+                moving=values,
+                accumulate=column not in piece["first"],
+            )

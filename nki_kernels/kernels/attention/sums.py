@@ -1,0 +1,238 @@
+"""What follows the products of the attention kernel: division by row sums, logarithms, the test."""
+
+from __future__ import annotations
+
+import nki.isa as nisa
+import nki.language as nl
+
+from nki_kernels.kernels.attention.plan import idle_rows, spans
+
+#: Row sums inside are taken as they are; the logarithm of Scalar reaches to 2^64. Terms below
+#: 2^-126 are lost to subnormals: 2^-66 of the least sum.
+LEAST, MOST = 2.0**-60, 2.0**60
+
+_MINUS_INFINITY = float("-inf")
+
+
+class Sums:
+    """Finishes output tiles, and keeps their sums until a section of heads is complete.
+
+    A section takes its logarithms at once: each change of function costs Scalar 1.3 us. Column c of
+    a section belongs to output tile c of its heads.
+    """
+
+    def __init__(self, q, k, sinks, out, lse, rule, config):
+        self.batch, self.heads = q.shape[0], q.shape[1]
+        self.out, self.lse, self.config = out, lse, config
+        self.sub = nl.tile_size.gemm_stationary_fmax
+        self.tiles = spans(q.shape[2], self.sub)
+        #: Per output tile: rows at its start and end that attend nothing.
+        self.idle = [idle_rows(tile, k.shape[2], rule) for tile in self.tiles]
+        #: Whole heads per section.
+        self.size = max(1, min(self.batch * self.heads, config.section // len(self.tiles)))
+        self.sinks = _broadcast(sinks, self.sub, config)
+        self.bad = nl.ndarray((self.sub, 1), dtype=nl.float32, buffer=nl.sbuf)
+        nisa.memset(dst=self.bad, value=0.0, engine=nisa.engine.gpsimd)
+        self.section = None
+        self.sums = None
+        self.checks = None
+
+    def finish(self, o, step, depth):
+        """Divide the output tiles of a block by their row sums, store them, keep the sums."""
+        b, h = step["q"]
+        number = b * self.heads + h
+        if self.section is None:
+            self._begin(number)
+        (start, stop), sub = step["block"], self.sub
+        first = start // sub
+        count = -(-(stop - start) // sub)
+        rows = min(sub, stop - start)
+        live = [not self._dead(first + n) for n in range(count)]
+        even = (stop - start) == count * rows and sum(live) == count
+        result = nl.ndarray((rows, count, depth), dtype=self.out.dtype, buffer=nl.sbuf)
+        column = (number - self.section) * len(self.tiles) + first
+        if even:
+            self._divide(o[:rows, :count, :], result, column, h, depth)
+            target = self.out[b, h, start:stop, :].reshape((count, rows, depth))
+            _copy(target.permute((1, 0, 2)), result, self.config)
+            return
+        for n in range(count):
+            if live[n]:
+                left, right = self.tiles[first + n]
+                some = result[: right - left, n : n + 1, :]
+                self._divide(o[: right - left, n : n + 1, :], some, column + n, h, depth)
+                _copy(self.out[b, h, left:right, :], some.squeeze_dim(1), self.config)
+
+    def close(self, number):
+        """Take the logarithms if head `number` is the last of its section."""
+        if self.section is None:
+            self._begin(number)
+        if number == self.batch * self.heads - 1 or number == self.section + self.size - 1:
+            self._close(number - self.section + 1)
+            self.section = None
+
+    def verdict(self):
+        """Return a register: 1 if a row left the range, else 0."""
+        one = nl.ndarray((self.sub, 1), dtype=nl.float32, buffer=nl.sbuf)
+        nisa.memset(dst=one, value=1.0)
+        total = nl.ndarray((1, 1), dtype=nl.float32, buffer=nl.psum)
+        nisa.nc_matmul(dst=total, stationary=self.bad, moving=one, accumulate=False)
+        flag = nl.ndarray((1, 1), dtype=nl.int32, buffer=nl.sbuf)
+        nisa.tensor_scalar(dst=flag, data=total, op0=nl.minimum, operand0=1.0)
+        register = nisa.register_alloc()
+        nisa.register_load(register, flag)
+        return register
+
+    def _dead(self, tile):
+        """Tell whether no query of an output tile attends any key."""
+        before, after = self.idle[tile]
+        return before + after >= self.tiles[tile][1] - self.tiles[tile][0]
+
+    def _begin(self, number):
+        self.section = number
+        columns = self.size * len(self.tiles)
+        self.sums = nl.ndarray((self.sub, columns), dtype=nl.float32, buffer=nl.sbuf)
+        self.checks = nl.ndarray((self.sub, columns), dtype=nl.float32, buffer=nl.sbuf)
+        # Rows that no tile fills must pass the test.
+        nisa.memset(dst=self.sums, value=1.0, engine=nisa.engine.gpsimd)
+        nisa.memset(dst=self.checks, value=0.0, engine=nisa.engine.gpsimd)
+
+    def _divide(self, o, result, column, head, depth):
+        """result = o / its last column, for output tiles of equal height; keep sums and checks."""
+        rows, count = o.shape[0], o.shape[1]
+        sums = self.sums[:rows, column : column + count]
+        # Both bounds keep the logarithm defined; a row that meets one fails the test or is idle.
+        nisa.tensor_scalar(
+            dst=sums,
+            data=o[:, :, depth],
+            op0=nl.add,
+            operand0=0.0 if self.sinks is None else self.sinks[:rows, head : head + 1],
+            op1=nl.maximum,
+            operand1=LEAST / 2,
+        )
+        factor = nl.ndarray((rows, count), dtype=nl.float32, buffer=nl.sbuf)
+        nisa.reciprocal(dst=factor, data=sums)
+        for n in range(count):
+            # The sum of a row is finite only if every element is: the test for overflow is free.
+            nisa.tensor_scalar_reduce(
+                dst=result[:, n, :],
+                data=o[:, n, :depth],
+                op0=nl.multiply,
+                operand0=factor[:, n : n + 1],
+                reduce_op=nl.add,
+                reduce_res=self.checks[:rows, column + n : column + n + 1],
+            )
+
+    def _close(self, heads):
+        """Test a section, store its logarithms and the zeros of what attends nothing."""
+        used = heads * len(self.tiles)
+        sums = self.sums[:, :used]
+        for column in range(used):
+            self._settle(column, 1.0, sums)
+        self._test(sums, self.checks[:, :used])
+        nisa.tensor_scalar(dst=sums, data=sums, op0=nl.minimum, operand0=2 * MOST)
+        nisa.activation(dst=sums, op=nl.log, data=sums)
+        for column in range(used):
+            self._settle(column, _MINUS_INFINITY, sums)
+        self._store_sums(sums)
+        self._store_zeros(heads)
+
+    def _settle(self, column, value, sums):
+        """Give rows that attend nothing `value`; with a sink they have a sum."""
+        tile = column % len(self.tiles)
+        before, after = self.idle[tile]
+        if self.sinks is not None:
+            if self._dead(tile) and value == 1.0:
+                head = (self.section + column // len(self.tiles)) % self.heads
+                source = self.sinks[:, head : head + 1]
+                nisa.tensor_copy(dst=sums[:, column : column + 1], src=source)
+            return
+        size = self.tiles[tile][1] - self.tiles[tile][0]
+        one = sums[:, column : column + 1]
+        if before:
+            _keep(one, value, -before, 1)
+        if after:
+            _keep(one, value, size - after - 1, -1)
+
+    def _test(self, sums, checks):
+        """Add to `bad` where a sum left the range or a result is not finite."""
+        for data, op0, operand0, reduce_op, compare, bound in (
+            (sums, nl.add, 0.0, nl.minimum, nl.less, LEAST),
+            (sums, nl.add, 0.0, nl.maximum, nl.greater, MOST),
+            (checks, nl.multiply, 0.0, nl.add, nl.not_equal, 0.0),
+        ):
+            scratch = nl.ndarray(data.shape, dtype=nl.float32, buffer=nl.sbuf)
+            worst = nl.ndarray((self.sub, 1), dtype=nl.float32, buffer=nl.sbuf)
+            nisa.tensor_scalar_reduce(
+                dst=scratch,
+                data=data,
+                op0=op0,
+                operand0=operand0,
+                reduce_op=reduce_op,
+                reduce_res=worst,
+            )
+            nisa.tensor_scalar(dst=worst, data=worst, op0=compare, operand0=bound)
+            nisa.tensor_tensor(dst=self.bad, data1=self.bad, data2=worst, op=nl.add)
+
+    def _store_sums(self, sums):
+        """Store the columns of a section as rows of lse: transposed, 512 bytes a row."""
+        rows, per_head = self.lse.shape[2], len(self.tiles)
+        whole = rows % self.sub == 0
+        for left, right in spans(sums.shape[1], self.sub):
+            flipped = nl.ndarray((right - left, self.sub), dtype=nl.float32, buffer=nl.psum)
+            nisa.nc_transpose(dst=flipped, data=sums[:, left:right], engine=nisa.engine.tensor)
+            lines = nl.ndarray((right - left, self.sub), dtype=nl.float32, buffer=nl.sbuf)
+            nisa.tensor_copy(dst=lines, src=flipped)
+            start = self.section * per_head + left
+            if whole:
+                target = self.lse.reshape((self.batch * self.heads * per_head, self.sub))
+                _copy(target[start : start + right - left, :], lines, self.config)
+                continue
+            for line in range(right - left):
+                number, tile = (start + line) // per_head, (start + line) % per_head
+                first, last = self.tiles[tile]
+                target = self.lse[number // self.heads, number % self.heads, first:last]
+                source = lines[line : line + 1, : last - first]
+                _copy(target.reshape((1, last - first)), source, self.config)
+
+    def _store_zeros(self, heads):
+        """Store the zeros of output tiles no query of which attends a key."""
+        dead = [n for n in range(len(self.tiles)) if self._dead(n)]
+        if not dead:
+            return
+        zeros = nl.ndarray((self.sub, self.out.shape[3]), dtype=self.out.dtype, buffer=nl.sbuf)
+        nisa.memset(dst=zeros, value=0.0)
+        for number in range(self.section, self.section + heads):
+            for tile in dead:
+                first, last = self.tiles[tile]
+                target = self.out[number // self.heads, number % self.heads, first:last, :]
+                _copy(target, zeros[: last - first], self.config)
+
+
+def _keep(column, value, offset, sign):
+    """Replace by `value` the rows p where offset + sign * p < 0."""
+    nisa.affine_select(
+        dst=column,
+        pattern=[[0, 1]],
+        channel_multiplier=sign,
+        on_true_tile=column,
+        on_false_value=value,
+        cmp_op=nl.greater_equal,
+        offset=offset,
+    )
+
+
+def _broadcast(sinks, rows, config):
+    """Return exp(sinks) on every partition, [rows, H], or None."""
+    if sinks is None:
+        return None
+    count = sinks.shape[0]
+    tile = nl.ndarray((rows, count), dtype=nl.float32, buffer=nl.sbuf)
+    _copy(tile, sinks.ap(pattern=[[0, rows], [1, count]]), config)
+    nisa.activation(dst=tile, op=nl.exp, data=tile)
+    return tile
+
+
+def _copy(dst, src, config):
+    mode = nisa.dge_mode.hwdge if config.hwdge else nisa.dge_mode.unknown
+    nisa.dma_copy(dst=dst, src=src, dge_mode=mode)

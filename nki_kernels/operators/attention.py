@@ -1,0 +1,234 @@
+"""The operator `attention`: contract, the rule of who attends whom, the choice of its config."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from nki_kernels.hardware.spec import CoreSpec
+from nki_kernels.kernels.attention.forward import AttentionConfig, attention
+from nki_kernels.kernels.attention.plan import AttentionRule
+from nki_kernels.machine.dtypes import as_dtype
+from nki_kernels.operators.contract import Axes, Operand, Operator, Options
+
+__all__ = ["ALIGNMENTS", "ATTENTION", "CAUSAL_ATTENTION", "MASKED_ATTENTION", "AttentionConfig"]
+
+ALIGNMENTS = ("top-left", "bottom-right")
+
+#: Shares of SBUF: K and V of a head that stay for all its queries (the next head's come beside
+#: them), and one load of K and V. The rest holds exponentials, queries and results.
+_RESIDENT_SHARE = 0.35
+_CHUNK_SHARE = 1 / 16
+
+#: Key tiles per load: 512 KiB of K and V each, long enough to hide what a DMA costs once.
+_CHUNK = 16
+
+#: Output tiles of a section. Its logarithms cost Scalar two changes of function, 2.6 us, against
+#: 64 * 4 us of work; its sums take 4 KiB per partition.
+_SECTION_SHARE = 1 / 50
+
+_MOST_DEPTH = 512
+
+
+def _flops(causal: bool, axes: Axes) -> int:
+    """Count both products; causal counts half."""
+    pairs = axes["M"] * axes["N"]
+    whole = 2 * axes["B"] * axes["H"] * pairs * (axes["D"] + axes["E"])
+    return whole // 2 if causal else whole
+
+
+def _chain(axes: Axes, spec: CoreSpec) -> int:
+    """The reference's magnitude counts roundings itself: those of a score weigh differently."""
+    return 1
+
+
+def _output_banks(spec: CoreSpec) -> int:
+    return spec.moving_fmax // spec.stationary_fmax
+
+
+def _configure(axes: Axes, dtype: str, spec: CoreSpec) -> AttentionConfig:
+    itemsize = as_dtype(dtype).itemsize
+    slices = math.ceil(axes["D"] / spec.partitions)
+    tile = (spec.partitions * slices + axes["E"] + 1) * itemsize
+    chunk = max(1, min(_CHUNK, int(spec.sbuf_usable_bytes * _CHUNK_SHARE) // tile))
+    keys = math.ceil(axes["N"] / spec.partitions) * tile
+    section = max(1, int(spec.sbuf_usable_bytes * _SECTION_SHARE) // 8)
+    return AttentionConfig(
+        banks=max(1, (spec.psum_banks - _output_banks(spec)) // 2),
+        lag=1,
+        ahead=4,
+        chunk=chunk,
+        resident=keys <= int(spec.sbuf_usable_bytes * _RESIDENT_SHARE),
+        fill=axes["D"] % spec.partitions != 0,
+        section=section,
+        hwdge=spec.generation >= 3,
+    )
+
+
+def _limits(axes: Axes, dtype: str, spec: CoreSpec) -> tuple[str, ...]:
+    reasons = []
+    if axes["H"] % axes["G"]:
+        reasons.append(
+            f"{axes['H']} query heads share {axes['G']} key heads; the first must be a multiple of "
+            "the second; repeat or drop heads"
+        )
+    most = spec.psum_bank_bytes // 4 - 1
+    if axes["E"] > most:
+        reasons.append(
+            f"the head size of v is {axes['E']}; an output row and its sum must fit a PSUM bank, "
+            f"at most {most} on {spec.name}; split v along its last axis"
+        )
+    if axes["D"] > _MOST_DEPTH:
+        reasons.append(
+            f"the head size of q and k is {axes['D']}; at most {_MOST_DEPTH}; sum the scores of "
+            "parts of it elsewhere and pass them as bias"
+        )
+    return tuple(reasons)
+
+
+def _option_problems(options: Options) -> tuple[str, ...]:
+    reasons = []
+    scale = options.get("scale")
+    if scale is not None and not _finite(scale):
+        reasons.append(f"scale is {scale!r}; a finite number or None is needed; pass D ** -0.5")
+    cap = options.get("softcap")
+    if cap is not None and not (_finite(cap) and cap > 0):
+        reasons.append(f"softcap is {cap!r}; a finite number above 0 or None is needed; pass 50.0")
+    window = options.get("window")
+    if window is not None and (isinstance(window, bool) or not _is_int(window) or window < 1):
+        reasons.append(f"window is {window!r}; an int of at least 1 or None is needed; pass 128")
+    align = options.get("align", ALIGNMENTS[0])
+    if align not in ALIGNMENTS:
+        reasons.append(f"align is {align!r}; allowed are {', '.join(ALIGNMENTS)}; pass one of them")
+    return tuple(reasons)
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, (int, np.integer))
+
+
+def _finite(value: Any) -> bool:
+    number = isinstance(value, (int, float, np.integer, np.floating))
+    return number and not isinstance(value, bool) and math.isfinite(np.float32(value))
+
+
+def _config_problems(config: Any, dtype: str, spec: CoreSpec) -> tuple[str, ...]:
+    if not isinstance(config, AttentionConfig):
+        return (
+            f"config is {config!r}; an AttentionConfig is needed; pass one, or None to choose it",
+        )
+    reasons = []
+    for name, least in (("banks", 1), ("lag", 0), ("ahead", 0), ("chunk", 1), ("section", 1)):
+        value = getattr(config, name)
+        if type(value) is not int or value < least:
+            reasons.append(f"config.{name} is {value!r}; it must be an int of at least {least}")
+    room = spec.psum_banks - _output_banks(spec)
+    if type(config.banks) is int and config.banks > room:
+        reasons.append(
+            f"config.banks is {config.banks}; {spec.name} has {room} PSUM banks beside those of "
+            "the output; take fewer"
+        )
+    if config.hwdge and spec.generation < 3:
+        reasons.append(
+            f"config.hwdge needs gen3; {spec.name} is gen{spec.generation}; set it to False"
+        )
+    return tuple(reasons)
+
+
+def _reduced(axes: Axes, config: AttentionConfig, spec: CoreSpec) -> dict[str, int]:
+    """Keep two key heads of one batch, and two blocks of queries and keys as ragged as in full."""
+    heads = min(axes["G"], 2)
+    block = spec.moving_fmax
+    small = {letter: _two_blocks(axes[letter], block) for letter in ("M", "N")}
+    group = axes["H"] // axes["G"]
+    return {**axes, "B": 1, "H": heads * group, "G": heads, **small}
+
+
+def _two_blocks(size: int, block: int) -> int:
+    return size if size <= 2 * block else block + (size % block or block)
+
+
+def rule_of(axes: Axes, options: Options, causal: bool) -> AttentionRule:
+    """Return who attends whom, and how scores are made, from the public options."""
+    window = options.get("window")
+    left = None if window is None else int(window) - 1
+    bottom = options.get("align", ALIGNMENTS[0]) == "bottom-right"
+    scale = options.get("scale")
+    return AttentionRule(
+        scale=float(axes["D"] ** -0.5 if scale is None else scale),
+        left=left,
+        right=0 if options.get("causal", causal) else left,
+        offset=axes["N"] - axes["M"] if bottom else 0,
+        softcap=float(options.get("softcap") or 0.0),
+    )
+
+
+def _arguments(
+    causal: bool, inputs: Sequence[Any], options: Options, config: AttentionConfig
+) -> tuple[Any, ...]:
+    q, k, v = inputs[:3]
+    sinks, mask, bias = inputs[3:] or (None, None, None)
+    axes = {"D": q.shape[3], "M": q.shape[2], "N": k.shape[2]}
+    out_dtype = str(as_dtype(options.get("out_dtype") or q.dtype))
+    return q, k, v, sinks, mask, bias, rule_of(axes, options, causal), out_dtype, config
+
+
+_QKV = (
+    Operand("q", ("B", "H", "M", "D")),
+    Operand("k", ("B", "G", "N", "D")),
+    Operand("v", ("B", "G", "N", "E")),
+)
+_EXTRAS = (
+    Operand("sinks", ("H",), optional=True, dtype="float32"),
+    Operand("mask", ("P", "Q", "M", "N"), optional=True, dtype="uint8"),
+    Operand("bias", ("R", "S", "M", "N"), optional=True),
+)
+
+
+def _masked_limits(axes: Axes, dtype: str, spec: CoreSpec) -> tuple[str, ...]:
+    reasons = list(_limits(axes, dtype, spec))
+    for name, batch, head in (("mask", "P", "Q"), ("bias", "R", "S")):
+        for letter, size in ((batch, "B"), (head, "H")):
+            if axes.get(letter, 1) not in (1, axes[size]):
+                reasons.append(
+                    f"{name} has {axes[letter]} along {size}; allowed are 1 and {axes[size]}; "
+                    "broadcast it"
+                )
+    return tuple(reasons)
+
+
+def _operator(name: str, causal: bool, extras: bool = False) -> Operator:
+    return Operator(
+        name=name,
+        summary="out[i] = sum_j softmax_j(scale * q[i].k[j]) * v[j]; lse[i] = log sum_j exp",
+        inputs=_QKV + (_EXTRAS if extras else ()),
+        outputs=(
+            Operand("out", ("B", "H", "M", "E")),
+            Operand("lse", ("B", "H", "M"), dtype="float32"),
+        ),
+        axis_order=("B", "H", "G", "M", "N", "D", "E"),
+        dtypes=("bfloat16", "float16", "float32"),
+        flops=partial(_flops, causal),
+        roundings=1,
+        chain=_chain,
+        configure=_configure,
+        reduced=_reduced,
+        kernel=attention,
+        arguments=partial(_arguments, causal),
+        limits=_masked_limits if extras else _limits,
+        option_problems=_option_problems,
+        config_problems=_config_problems,
+        unknown_trips=0,
+    )
+
+
+#: Without bounds, or with those of the options; and with causal as the default.
+ATTENTION = _operator("attention", causal=False)
+CAUSAL_ATTENTION = _operator("causal_attention", causal=True)
+
+#: With sinks, a mask and a bias.
+MASKED_ATTENTION = _operator("attention", causal=False, extras=True)
