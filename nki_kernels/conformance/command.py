@@ -19,6 +19,8 @@ from nki_kernels import toolchain
 SCHEMA_VERSION = 1
 USAGE_ERROR = 2
 _INSTALL = "pip install 'nki-kernels[conformance]'"
+#: Characters of a reason.
+_REASON = 600
 TESTS = Path("test", "integration", "nkilib")
 #: Entries that must match, easiest first; the others are tried as well.
 LISTED = (
@@ -42,7 +44,7 @@ class Entry:
         name: path of the file without ``test_``.
         runs: rows that ran to the end on each core count; `matches`: those whose outputs matched.
         refused: rows AWS's kernel must refuse, and did.
-        skipped: rows left out by AWS or as too large; `large`: the latter.
+        skipped: rows left out by AWS or as too large; `large`: the latter; `left_out`: the reasons.
         why: reasons of the rows that did not run or match, counted.
         findings: what the checks say about rows that then ran with the checks as warnings.
         worst: the largest share of the allowed error among the matches.
@@ -55,6 +57,7 @@ class Entry:
     refused: int = 0
     skipped: int = 0
     large: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
     why: Counter[str] = field(default_factory=Counter)
     findings: Counter[str] = field(default_factory=Counter)
     worst: float = 0.0
@@ -66,6 +69,7 @@ class Entry:
         if stage in ("too large", "skipped"):
             self.skipped += 1
             self.large += stage == "too large"
+            self.left_out[f"left out: {record.get('error', stage)}"[:_REASON]] += 1
             return
         if passed and (record["negative"] or stage in ("inputs", "launch")):
             # The test expects an error, some of them from its own preparations.
@@ -82,7 +86,12 @@ class Entry:
             self.why[f"passed without a comparison ({stage})"] += 1
         else:
             where = f" ({record['where']})" if record.get("where") else ""
-            self.why[f"{stage}: {record.get('error', 'failed')}{where}"[:600]] += 1
+            self.why[f"{stage}: {record.get('error', 'failed')}{where}"[:_REASON]] += 1
+
+    @property
+    def reasons(self) -> Counter[str]:
+        """Why rows did not run or match; where none ran at all, why they were left out too."""
+        return self.why if self.runs.total() else self.why + self.left_out
 
     @property
     def matched(self) -> bool:
@@ -236,7 +245,7 @@ def _json(entries: Sequence[Entry], commit: str, options: Any) -> str:
         {
             "entry": e.name, "listed": e.name in LISTED, "rows": e.rows, "runs": dict(e.runs),
             "matches": dict(e.matches), "refused": e.refused, "skipped": e.skipped,
-            "worst": e.worst, "findings": dict(e.findings), "why_not": dict(e.why),
+            "worst": e.worst, "findings": dict(e.findings), "why_not": dict(e.reasons),
         }
         for e in entries
     ]  # fmt: skip
@@ -254,8 +263,9 @@ def _table(entries: Sequence[Entry], commit: str, options: Any) -> str:
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|---|",
     ]
     for e in entries:
-        why = "; ".join(f"{n} x {w}" for w, n in e.why.most_common(options.reasons))
-        why += "" if len(e.why) <= options.reasons else f"; {len(e.why) - options.reasons} more"
+        every = e.reasons
+        why = "; ".join(f"{n} x {w}" for w, n in every.most_common(options.reasons))
+        why += "" if len(every) <= options.reasons else f"; {len(every) - options.reasons} more"
         why = " ".join(why.split()).replace("|", "/")
         counts = f"{e.runs[1]} | {e.matches[1]} | {e.runs[2]} | {e.matches[2]} | {e.refused}"
         counts += f" | {e.findings.total()}"

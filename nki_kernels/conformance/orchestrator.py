@@ -98,6 +98,7 @@ class Orchestrator:
 
     def _compare(self, results: list[Array], validation: Any) -> None:
         golden: Any = None if validation is None else validation.golden_output
+        names = list(getattr(golden, "output_ndarray", None) or ())
         if hasattr(golden, "golden"):
             golden = golden.golden
         elif hasattr(golden, "for_rank"):
@@ -105,10 +106,10 @@ class Orchestrator:
         if golden is None:
             self.record["stage"] = "no reference"
             return
-        if len(results) < len(golden):
-            raise Mismatch(f"{len(results)} outputs, the reference has {len(golden)}")
+        outputs = _named(results, names, golden)
         worst, norm, problems = 0.0, 0.0, []
-        for (name, want), got in zip(golden.items(), results, strict=False):
+        for name, want in golden.items():
+            got = outputs[name]
             if hasattr(want, "validator"):
                 if not want.validator(logfile=io.StringIO()).validate(got):
                     problems.append(f"{name}: refused by the test's own validator")
@@ -122,6 +123,19 @@ class Orchestrator:
         self.record |= {"worst": worst, "norm": norm}
         if problems:
             raise Mismatch("; ".join(problems))
+
+
+def _named(results: list[Array], names: list[str], golden: dict[str, Any]) -> dict[str, Array]:
+    """The results by the names of their references.
+
+    A test declares its outputs in the order in which the kernel returns them, and may have
+    references for some of them only.
+    """
+    if not (len(names) == len(results) and set(golden) <= set(names)):
+        names = list(golden)
+    if len(results) < len(names):
+        raise Mismatch(f"{len(results)} outputs, the reference has {len(names)}")
+    return dict(zip(names, results, strict=False))
 
 
 @contextlib.contextmanager

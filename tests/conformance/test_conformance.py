@@ -32,8 +32,8 @@ class Platforms(Enum):
 
 class Case:
     """Arguments of a kernel, its outputs and how near they must be."""
-    def __init__(self, kernel, given, want, lnc=1, rtol=1e-5):
-        golden = Any(output_ndarray=want, golden=want)
+    def __init__(self, kernel, given, want, lnc=1, rtol=1e-5, declared=None):
+        golden = Any(output_ndarray=declared or want, golden=want)
         self.kernel_func, self.kernel_input = kernel, given
         self.compiler_input = Any(logical_nc_config=lnc, platform_target=Platforms.TRN2)
         self.validation_args = Any(
@@ -115,6 +115,26 @@ def test_too_large(test_manager):
 def test_unwritten(test_manager):
     test_manager.execute(case(X, X + 1, poison=True)[0])
 """
+PARTIAL = """
+from test.integration.nkilib.core.cumsum.test_cumsum import Case, X, add_one, np, nki, pytest
+
+@nki.jit
+def both(x, out):
+    return x, add_one(x, out)
+
+def test_a_reference_for_the_second_output(test_manager):
+    given = {"x": X, "out": np.zeros_like(X)}
+    test_manager.execute(Case(both, given, {"y": X + 1}, declared={"x": X, "y": X}))
+"""
+LEFT_OUT = """
+from test.integration.nkilib.core.cumsum.test_cumsum import case, np, pytest
+
+def test_too_large(test_manager):
+    test_manager.execute(case(np.zeros((2**19, 4), np.float32), np.zeros((2**19, 4)))[0])
+
+def test_switched_off():
+    pytest.skip("broken")
+"""
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +146,8 @@ def library(tmp_path_factory):
         "test/utils/ranged_test_harness.py": NEGATIVE,
         "test/integration/nkilib/core/cumsum/test_cumsum.py": TESTS,
         "test/integration/nkilib/core/faulty/test_faulty.py": FAULTY,
+        "test/integration/nkilib/core/partial/test_partial.py": PARTIAL,
+        "test/integration/nkilib/core/left/test_out.py": LEFT_OUT,
         "test/integration/nkilib/core/faulty/test_broken.py": "import nothing\ndef test_x(): ...",
         "test/integration/nkilib/core/faulty/test_other.py":
             "from test.integration.nkilib.core.cumsum.test_cumsum import Platforms, pytest\n"
@@ -167,13 +189,32 @@ def test_entries_that_do_not(library):
     # Its own four rows and the three imported ones: wrong, too large, unwritten, and add twice.
     assert (faulty["runs"], faulty["matches"]) == ({"1": 3, "2": 1}, {"1": 1, "2": 1})
     assert (faulty["skipped"], faulty["refused"]) == (1, 1)
-    assert len(faulty["why_not"]) == 2  # wrong; unwritten, of which the values are anybody's guess
-    assert all(why.startswith("compare: Mismatch: y: ") for why in faulty["why_not"])
+    wrong, unwritten = faulty["why_not"]
+    assert wrong.startswith("compare: Mismatch: y: error ")
+    assert unwritten.startswith("compare: Mismatch: y: 16 elements not finite in one")
     (finding,) = faulty["findings"]
     assert finding.startswith("UninitializedRead: nisa.tensor_scalar at ")
     (why,) = entries["core/faulty/broken"]["why_not"]
     assert why.endswith("ModuleNotFoundError: No module named 'nothing'")
     assert entries["core/faulty/other"]["why_not"] == {"no row for trn2": 1}
+
+
+def test_outputs_are_compared_by_name(library):
+    """A test may have references for some of its outputs only."""
+    done = conformance(library, "--only", "partial", "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (entry,) = json.loads(done.stdout)["entries"]
+    assert entry["matches"] == {"1": 1}
+
+
+def test_an_entry_of_which_nothing_ran_says_why(library):
+    done = conformance(library, "--only", "left/out", "--json", "--megabytes", "8")
+    assert done.returncode == 1
+    (entry,) = json.loads(done.stdout)["entries"]
+    assert (entry["rows"], entry["skipped"]) == (2, 2)
+    assert set(entry["why_not"]) == {
+        "left out: TooLarge: 32 MiB of inputs and outputs", "left out: Skipped: broken",
+    }  # fmt: skip
 
 
 def test_the_table_and_the_rows(library):
