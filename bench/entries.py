@@ -14,7 +14,7 @@ import reference.matmul
 import reference.moe
 import reference.norm
 import reference.rope
-from bench.moe import router_inputs
+from bench.moe import combine_inputs, dispatch_inputs, router_inputs
 from nki_kernels.machine.dtypes import as_dtype
 from nki_kernels.machine.tensor import Abstract
 from nki_kernels.operators import OPERATORS
@@ -87,6 +87,8 @@ ENTRIES: Mapping[str, Entry] = {
     "router": Entry(
         OPERATORS["router"], reference.moe.router, router_inputs, ("bias", "selection_bias")
     ),
+    "dispatch": Entry(OPERATORS["dispatch"], reference.moe.dispatch, dispatch_inputs),
+    "combine": Entry(OPERATORS["combine"], reference.moe.combine, combine_inputs),
     "rms_norm": Entry(OPERATORS["rms_norm"], reference.norm.rms_norm),
     "layer_norm": Entry(OPERATORS["layer_norm"], reference.norm.layer_norm),
     "rms_norm_backward": Entry(OPERATORS["rms_norm_backward"], reference.norm.rms_norm_backward),

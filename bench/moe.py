@@ -18,3 +18,21 @@ def router_inputs(shapes: Sequence[tuple[int, ...]], dtype: str, seed: int) -> t
     x = rng.standard_normal(tokens, np.float32).astype(host)
     scaled = rng.standard_normal(weight, np.float32) / np.sqrt(np.float32(weight[0]))
     return x, scaled.astype(host), None, None
+
+
+def dispatch_inputs(shapes: Sequence[tuple[int, ...]], dtype: str, seed: int) -> tuple[Any, ...]:
+    """Return tokens, and for each its choices among as many experts as a mixture of its width has.
+
+    The contract's arrays do not say how many experts there are; 8 are in every case.
+    """
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal(shapes[0], np.float32).astype(as_dtype(dtype).host)
+    return x, rng.integers(0, 8, shapes[1]).astype(np.int32)
+
+
+def combine_inputs(shapes: Sequence[tuple[int, ...]], dtype: str, seed: int) -> tuple[Any, ...]:
+    """Return rows, the slots of a shuffle of them, and weights."""
+    rng = np.random.default_rng(seed)
+    rows = rng.standard_normal(shapes[0], np.float32).astype(as_dtype(dtype).host)
+    slots = np.resize(rng.permutation(shapes[0][0]), shapes[1]).astype(np.int32)
+    return rows, slots, rng.random(shapes[2], np.float32)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy.typing as npt
 
+from nki_kernels.operators.dispatch import COMBINE, DISPATCH, DispatchConfig
 from nki_kernels.operators.router import ROUTER, RouterConfig
 
 
@@ -86,3 +87,101 @@ def router(
     run = ROUTER.launch(inputs, options, config=config, target=target)
     indices, weights, counts = run.result
     return indices, weights, counts
+
+
+def dispatch(
+    x: npt.NDArray[Any],
+    indices: npt.NDArray[Any],
+    *,
+    experts: int,
+    config: DispatchConfig | None = None,
+    target: str | None = None,
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
+    """Sort the choices of all tokens by expert, and copy each token's row to its places.
+
+    rows[slots[t, k]] = x[t];  offsets[e] = number of choices of experts 0 .. e
+
+    The sort is stable: within an expert choices keep the order (t, k). No choice is dropped. An id
+    below 0 or from `experts` on is absent (an expert of another device, say): its rows come after
+    those of all experts, and its slot is T * K, which `combine` skips.
+
+    Dimensions:
+        T: tokens, >= 1        H: row length, >= 1        K: choices, >= 1; T * K below 2^24
+
+    Args:
+        x: [T, H], dense row-major, bfloat16 | float16 | float32.
+        indices: [T, K], int32, between -2^24 and 2^24.
+        experts: E, 1 to 3583 (trn2).
+        config: tuning of the kernel; None lets the operator choose. It never changes the result.
+        target: hardware generation; None means the one in force.
+
+    Returns:
+        rows [T * K, H] of the dtype of `x`, slots [T, K] int32, offsets [E] int32.
+
+    Raises:
+        ShapeError: sizes or layouts that are wrong, or too large for SBUF.
+        DtypeError: a dtype that is not supported.
+        OptionError: `experts` is no positive int, or an id is beyond 2^24.
+        ConfigError: a `config` that cannot run on the target.
+
+    Source: the kernel is `nki_kernels.kernels.moe.dispatch`.
+
+    Example:
+        >>> import numpy as np
+        >>> x, ids = np.array([[1.0], [2.0]], np.float32), np.array([[1, 0], [7, 1]], np.int32)
+        >>> rows, slots, offsets = dispatch(x, ids, experts=2)
+        >>> rows.ravel().tolist(), slots.tolist(), offsets.tolist()
+        ([1.0, 1.0, 2.0, 2.0], [[1, 0], [4, 2]], [1, 3])
+    """
+    run = DISPATCH.launch((x, indices), {"experts": experts}, config=config, target=target)
+    rows, slots, offsets = run.result
+    return rows, slots, offsets
+
+
+def combine(
+    rows: npt.NDArray[Any],
+    slots: npt.NDArray[Any],
+    weights: npt.NDArray[Any] | None = None,
+    *,
+    out_dtype: Any = None,
+    config: DispatchConfig | None = None,
+    target: str | None = None,
+) -> npt.NDArray[Any]:
+    """Add up the rows of each token, weighted: the way back from `dispatch`.
+
+    y[t] = sum_k weights[t, k] * rows[slots[t, k]]
+
+    A slot below 0 or from S on contributes nothing, whatever its weight, if that is finite. Sums
+    are float32, in the order of k, and rounded once.
+
+    Dimensions:
+        S: rows, >= 1    H: row length, >= 1    T: tokens, >= 1    K: choices, >= 1
+
+    Args:
+        rows: [S, H], dense row-major, bfloat16 | float16 | float32.
+        slots: [T, K], int32.
+        weights: [T, K], float32, or None for ones.
+        out_dtype: dtype of the result; None means the dtype of `rows`.
+        config: tuning of the kernel; None lets the operator choose. It never changes the result.
+        target: hardware generation; None means the one in force.
+
+    Returns:
+        [T, H], a new array of dtype `out_dtype`.
+
+    Raises:
+        ShapeError: sizes or layouts that are wrong, or rows too long for SBUF.
+        DtypeError: a dtype that is not supported.
+        ConfigError: a `config` that cannot run on the target.
+
+    Source: the kernel is `nki_kernels.kernels.moe.combine`.
+
+    Example:
+        >>> import numpy as np
+        >>> rows = np.array([[1.0], [10.0], [100.0]], np.float32)
+        >>> combine(rows, np.array([[0, 2], [1, 3]], np.int32)).ravel().tolist()
+        [101.0, 10.0]
+    """
+    options = {"out_dtype": out_dtype}
+    run = COMBINE.launch((rows, slots, weights), options, config=config, target=target)
+    result: npt.NDArray[Any] = run.result
+    return result

@@ -105,3 +105,45 @@ def _in_best_groups(ranked: Array, groups: int, top_groups: int, group_score: st
     inside = np.zeros((tokens, groups), bool)
     np.put_along_axis(inside, best, True, axis=1)
     return np.repeat(inside, experts // groups, axis=1)
+
+
+def dispatch(
+    x: npt.NDArray[Any], indices: npt.NDArray[Any], *, experts: int
+) -> tuple[Reference, Reference, Reference]:
+    """Sort the choices of all tokens by expert, stable; absent ones (no id of an expert) last.
+
+    Returns:
+        rows [T * K, H], the token of each sorted choice; slots [T, K], the place of each choice,
+        T * K for absent ones; offsets [E], running counts of the experts. All magnitudes are 0.
+    """
+    flat = indices.ravel().astype(np.int64)
+    absent = (flat < 0) | (flat >= experts)
+    order = np.argsort(np.where(absent, experts, flat), kind="stable")
+    slots = np.empty(flat.size)
+    slots[order] = np.arange(flat.size)
+    slots[absent] = flat.size
+    rows = x.astype(np.float64)[order // indices.shape[1]]
+    offsets = np.cumsum(np.bincount(flat[~absent], minlength=experts)).astype(np.float64)
+    results = (rows, slots.reshape(indices.shape), offsets)
+    return tuple(Reference(r, np.zeros(r.shape)) for r in results)  # type: ignore[return-value]
+
+
+def combine(
+    rows: npt.NDArray[Any], slots: npt.NDArray[Any], weights: npt.NDArray[Any] | None = None
+) -> Reference:
+    """Add up the rows of each token: y[t] = sum_k weights[t, k] * rows[slots[t, k]].
+
+    A slot below 0 or beyond the rows contributes nothing.
+    """
+    size = rows.shape[1]
+    value = np.zeros((slots.shape[0], size))
+    magnitude = np.zeros_like(value)
+    present = (slots >= 0) & (slots < rows.shape[0])
+    for choice in range(slots.shape[1]):
+        here = present[:, choice]
+        terms = rows[slots[here, choice]].astype(np.float64)
+        if weights is not None:
+            terms = terms * weights[here, choice].astype(np.float64)[:, None]
+        value[here] += terms
+        magnitude[here] += np.abs(terms)
+    return Reference(value, magnitude)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nki_kernels.operators.contract import Operator
+from nki_kernels.operators.dispatch import COMBINE, DISPATCH
 from nki_kernels.operators.linear import LINEAR, LINEAR_BACKWARD, LINEAR_KN
 from nki_kernels.operators.matmul import MATMULS
 from nki_kernels.operators.norm import LAYER_NORM, RMS_NORM
@@ -24,5 +25,7 @@ OPERATORS: dict[str, Operator] = {
         LAYER_NORM_BACKWARD,
         *ROPES.values(),
         ROUTER,
+        DISPATCH,
+        COMBINE,
     )
 }

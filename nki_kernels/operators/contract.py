@@ -50,6 +50,7 @@ class ArrayLike(Protocol):
 class Operand:
     """One array of the contract: its name and the letter of each axis, outermost first.
 
+    An axis of an output may be a product, "T*K".
     An optional operand may be None; then no work and no bytes belong to it. An operand with a
     `dtype` has that one and no other (indices, statistics); the others share one.
     """
@@ -163,7 +164,7 @@ class Operator:
     ) -> tuple[tuple[int, ...], ...]:
         """Return the shape of each output for the given input shapes; safe for symbolic sizes."""
         sizes = self.axes(*shapes, options=options)
-        return tuple(tuple(sizes[letter] for letter in out.axes) for out in self.outputs)
+        return tuple(tuple(_size(sizes, letter) for letter in out.axes) for out in self.outputs)
 
     def input_shapes(self, axes: Axes) -> tuple[tuple[int, ...], ...]:
         """Return the shape of each input of the problem `axes`."""
@@ -197,7 +198,7 @@ class Operator:
 
         def moved(operands: Sequence[Operand], shared: str) -> int:
             return sum(
-                math.prod(axes[letter] for letter in operand.axes)
+                math.prod(_size(axes, letter) for letter in operand.axes)
                 * as_dtype(operand.dtype or shared).itemsize
                 for operand in operands
             )
@@ -270,6 +271,15 @@ class Operator:
             *((ShapeError, reason) for reason in shapes),
             *wrong,
         ]
+
+
+def _size(axes: Axes, letters: str) -> int:
+    """Return the size of an axis, or of a product of axes; one size is not multiplied."""
+    first, *others = letters.split("*")
+    size = axes[first]
+    for letter in others:
+        size = size * axes[letter]
+    return size
 
 
 def shapes_of(inputs: Sequence[Any]) -> tuple[tuple[int, ...] | None, ...]:

@@ -192,6 +192,8 @@ def _moe_cases(op: str) -> Iterator[Case]:
     for model, phase, tokens in _passes():
         if model.experts:
             axes = {"T": tokens, "H": model.hidden, "E": model.experts, "K": model.top_k}
+            if op == "combine":
+                axes = {"S": tokens * model.top_k, "H": model.hidden, "T": tokens, "K": model.top_k}
             yield _case(op, model, phase, "experts", axes)
 
 
@@ -208,7 +210,9 @@ _CASES: dict[str, dict[str, Case]] = {
         op: {case.name: case for case in _bmm_cases(op)}
         for op in ("bmm", "bmm_nt", "bmm_tn", "bmm_tt")
     },
-    "router": {case.name: case for case in _moe_cases("router")},
+    **{
+        op: {case.name: case for case in _moe_cases(op)} for op in ("router", "dispatch", "combine")
+    },
     "rms_norm": {case.name: case for case in _norm_cases("rms_norm")},
     "layer_norm": {case.name: case for case in _norm_cases("layer_norm")},
     "rms_norm_backward": {case.name: case for case in _norm_backward_cases("rms_norm_backward")},
@@ -246,6 +250,8 @@ DEFAULTS: dict[str, tuple[str, ...]] = {
         "qwen3-30b-a3b:decode:experts",
         "4096x7168x256x8",
     ),
+    "dispatch": ("mixtral-8x7b:prefill:experts", "qwen3-30b-a3b:prefill:experts"),
+    "combine": ("mixtral-8x7b:prefill:experts", "qwen3-30b-a3b:prefill:experts"),
     "rms_norm": (
         "4096x4096",
         "2048x16384",
