@@ -160,7 +160,8 @@ class StreamWork:
     `sources` holds (dtype, memory, innermost byte step) of each full-size input, `dst` that of the
     output. `vectors` counts the [P, 1] operands read beside the data (bias, scale, operand0).
     `reduces` marks a running accumulation along the free axis; `reads_accumulator` an extra
-    instruction that stores the accumulator.
+    instruction that stores the accumulator. `joins` is the operator that joins the last full-size
+    input to the rest, of an instruction with two operators.
     """
 
     law: str
@@ -173,6 +174,7 @@ class StreamWork:
     reduces: bool = False
     reads_accumulator: bool = False
     dynamic: bool = False
+    joins: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,7 @@ def stream(
     vectors: tuple[str, ...] = (),
     function: str | None = None,
     n_of: str = "dst",
+    joins: str | None = None,
 ) -> Callable[[Operands], StreamWork]:
     """Cost of an instruction that streams `data` through an engine into ``dst``.
 
@@ -48,6 +49,7 @@ def stream(
         vectors: operands that cost a per-partition read where they are tensors.
         function: the argument that holds the ALU operator or activation.
         n_of: the operand whose elements per partition are streamed.
+        joins: the argument that holds the operator of the last of two steps.
     """
 
     def build(ops: Operands) -> StreamWork:
@@ -65,6 +67,7 @@ def stream(
             reduces=_is_set(ops, "reduce_cmd"),
             reads_accumulator="reduce_res" in ops.values and ops.tensor("reduce_res") is not None,
             dynamic=any(v.dynamic is not None for _, v in ops.tensors()),
+            joins=operator(ops[joins]).name if joins else "",
         )
 
     return build

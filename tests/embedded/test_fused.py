@@ -134,7 +134,7 @@ def test_scalar_tensor_tensor_event(vector):
     assert len(found.reads) == 2 + vector
     assert found.work == StreamWork(
         "scalar_tensor_tensor", "multiply", 6, 4, (operand, operand), ("bfloat16", "sbuf", 2),
-        vectors=int(vector),
+        vectors=int(vector), joins="add",
     )  # fmt: skip
 
 

@@ -53,6 +53,16 @@ def test_boxes_that_share_a_byte_meet(data: st.DataObject) -> None:
         assert box_of(b).meets(box_of(a))
 
 
+@pytest.mark.parametrize(("start", "meets"), [(4, False), (5, False), (6, True), (8, True)])
+def test_runs_that_wrap_around_a_step_meet(start: int, meets: bool) -> None:
+    # Runs of 3 of every 8 from 6 on reach element 8 of the next step, where runs of 4 begin.
+    tile = tile_of(1, 64)
+    a = Access(tile, 0, (4, 4), (8, 1), 2)
+    b = Access(tile, start, (2, 3 if start == 6 else 1), (8, 1), 2)
+    assert bool(bytes_of(a) & bytes_of(b)) == meets
+    assert box_of(a).meets(box_of(b)) == box_of(b).meets(box_of(a)) == meets
+
+
 @given(st.data())
 def test_rectangles_meet_only_if_they_share_a_byte(data: st.DataObject) -> None:
     tile = tile_of(8, 32)

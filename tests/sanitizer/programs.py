@@ -94,11 +94,28 @@ def decayed(loop, x):
     return stored(state)
 
 
+def fused(arguments, x):
+    """Two operators a step; the carried tile is the first operand or the last."""
+    first, op1, loop = arguments
+    tile, total = loaded(x), filled(4, 1, value=1)
+    for i in loop(4):
+        column = tile[:, i : i + 1]
+        data, operand1 = (total, column) if first else (column, total)
+        nisa.scalar_tensor_tensor(total, data, nl.multiply, 0.5, op1, operand1)
+    return stored(total)
+
+
+CARRIED = ("reads elements of the sbuf tile", "use range()")
 LOOPS = [
     Bug("an affine_range that shifts", "independent", *pair(shifted, nl.affine_range, range),
         ("iteration 1 of the nl.affine_range", "reads elements", "that iteration 0 wrote"), X),
     Bug("an affine_range with a recurrence", "independent", *pair(decayed, nl.affine_range, range),
-        ("reads elements of the sbuf tile", "use range()"), X),
+        CARRIED, X),
+    Bug("an affine_range that scales its sum", "independent",
+        *pair(fused, (True, nl.add, nl.affine_range), (True, nl.add, range)), CARRIED, X),
+    Bug("an affine_range of alternating differences", "independent",
+        *pair(fused, (False, nl.subtract, nl.affine_range), (False, nl.subtract, range)),
+        CARRIED, X),
     Bug("iterations that overwrite each other's output", "independent",
         *pair(same_output, False, True), ("iteration 1", "overwrites elements of the hbm tile"),
         X),

@@ -76,6 +76,22 @@ def summed_in_sbuf(x):
     return stored(total)
 
 
+def fused_sum(x):
+    tile, total = loaded(x), filled(4, 1, value=0)
+    for i in nl.affine_range(4):
+        nisa.scalar_tensor_tensor(total, tile[:, i : i + 1], nl.multiply, 2.0, nl.add, total)
+    return stored(total)
+
+
+def read_then_anew(x):
+    tile, acc = loaded(x), ps(4, 4)
+    nisa.nc_matmul(acc, tile, tile)
+    before = stored(acc)
+    nisa.nc_matmul(acc, tile, tile, accumulate=False)
+    nisa.nc_matmul(acc, tile, tile)
+    return before, stored(acc)
+
+
 def scratch(x):
     tile, work, out = loaded(x), sb(4, 1), hbm(4, 4)
     for i in nl.affine_range(4):
@@ -140,8 +156,8 @@ def not_a_number(x):
 
 RULINGS = [
     one_address, column_tiles, partial_update, inferred_after_memset, read_then_add,
-    summed_in_psum, summed_in_sbuf, scratch, left_early, large_integers, broadcast_source,
-    scratch_of_one_element, names_in_a_device_loop, not_a_number,
+    read_then_anew, summed_in_psum, summed_in_sbuf, fused_sum, scratch, left_early, large_integers,
+    broadcast_source, scratch_of_one_element, names_in_a_device_loop, not_a_number,
 ]  # fmt: skip
 
 

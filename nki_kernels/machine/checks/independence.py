@@ -124,7 +124,8 @@ def _updates(event: Event, access: Access) -> bool:
     work = event.work
     if isinstance(work, StreamWork):
         if work.law == "scalar_tensor_tensor":
-            return access != event.reads[0]  # the sum is the last operand, nothing scales it
+            # The sum is the last operand: nothing scales it.
+            return access != event.reads[0] and work.joins in _ASSOCIATIVE
         return work.law == "tensor_tensor" and work.function in _ASSOCIATIVE
     return isinstance(work, PeWork) or (isinstance(work, DmaWork) and work.kind == "compute")
 

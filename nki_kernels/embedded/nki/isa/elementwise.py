@@ -402,7 +402,11 @@ def _bits(op: Op, values: Array, operand: Any, reverse: bool) -> Array:
         NumberOrVector("operand0", op="op0"),
     ),
     cost=work.stream(
-        "scalar_tensor_tensor", data=("data", "operand1"), vectors=("operand0",), function="op0"
+        "scalar_tensor_tensor",
+        data=("data", "operand1"),
+        vectors=("operand0",),
+        function="op0",
+        joins="op1",
     ),
     source="nki.isa.scalar_tensor_tensor; cost: N + 102 cycles (AWS profile; documented N or 2N)",
 )
