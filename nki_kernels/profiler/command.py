@@ -26,7 +26,7 @@ from nki_kernels import toolchain
 from nki_kernels.hardware import spec_for
 from nki_kernels.machine.dtypes import as_dtype
 from nki_kernels.machine.errors import DtypeError, NkiKernelsError, OptionError
-from nki_kernels.machine.launch import Kernel
+from nki_kernels.machine.launch import Kernel, current_target
 from nki_kernels.machine.tensor import Abstract
 from nki_kernels.profiler.band import band_text
 from nki_kernels.profiler.diff import diff
@@ -60,8 +60,7 @@ def run(options: argparse.Namespace) -> int:
         for path in options.output:
             check(path, force=options.force)
         target = options.target
-        if target is not None:
-            _known(target)
+        _known(target)
         args, kwargs = arguments(options.arg)
         kernel = load(options.kernel)
         _fits(kernel, options.kernel, args, kwargs)
@@ -109,11 +108,12 @@ def _in_a_child(options: argparse.Namespace) -> int:
     return subprocess.run(command, env=env, check=False).returncode
 
 
-def _known(target: str) -> None:
+def _known(target: str | None) -> None:
     try:
-        spec_for(target)
+        spec_for(current_target() if target is None else target)
     except ValueError as error:
-        raise OptionError(f"profile: --target {error}") from None
+        source = "NEURON_PLATFORM_TARGET_OVERRIDE" if target is None else "--target"
+        raise OptionError(f"profile: {source}: {error}") from None
 
 
 # -- arguments -------------------------------------------------------------------------------------

@@ -180,7 +180,7 @@ def test_a_name_given_twice():
     [
         (["--arg", "x=bf16[128,128]"], "missing a required argument: 'rounds'"),
         ([*GOOD, "--arg", "z=1"], "unexpected keyword argument 'z'"),
-        ([*GOOD, "--target", "trn9"], "--target target 'trn9': unknown; allowed are trn1"),
+        ([*GOOD, "--target", "trn9"], "--target: target 'trn9': unknown; allowed are trn1"),
     ],
 )
 def test_a_call_that_does_not_fit(words, says, capsys):
@@ -241,6 +241,14 @@ def test_an_output_that_cannot_be_is_known_before_the_kernel_runs(tmp_path, caps
     assert says in error
     assert sorted(tmp_path.rglob("*")) == before
     assert (tmp_path / "taken.html").read_text() == "mine"
+
+
+def test_an_unknown_target_of_the_environment(capsys, monkeypatch):
+    monkeypatch.setenv("NEURON_PLATFORM_TARGET_OVERRIDE", "trn9")
+    assert run("--arg=x=bf16[128,128]", "--arg=rounds=3") == 2
+    says = "nki_kernels profile: NEURON_PLATFORM_TARGET_OVERRIDE: target 'trn9': unknown; allowed"
+    assert capsys.readouterr().err.startswith(says)
+    assert run(*GOOD) == 0
 
 
 def test_a_directory_without_permission(tmp_path, capsys, monkeypatch):
