@@ -19,12 +19,14 @@ from bench.host import (
     measure_matmul,
     measure_shapes_only,
 )
+from bench.nkibench import nkibench_table, nkibench_work
 from bench.progress import progress
 from bench.record import read_results, require_writable, write_json, write_text
 from bench.running import (
     default_shapes,
     entries_of,
     jobs_of,
+    known_target,
     named_work,
     partial_of,
     run_all,
@@ -82,6 +84,12 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--csv", type=Path, metavar="F", help="write them to F as CSV")
     run.add_argument("--markdown", type=Path, metavar="F", help="write them to F as Markdown")
     run.set_defaults(command=_run)
+
+    nkibench = commands.add_parser("nkibench", help="NKIBench: ours modelled, theirs on a device")
+    nkibench.add_argument("--target", action="append", help="hardware (default trn2); repeatable")
+    nkibench.add_argument("--jobs", type=int, help="processes (default 1)")
+    nkibench.add_argument("--json", type=Path, metavar="F", help="write our results to F as well")
+    nkibench.set_defaults(command=_nkibench)
 
     comparison = commands.add_parser("compare", help="what changed between two runs")
     comparison.add_argument("old", type=Path, metavar="OLD.json", help="written by run --json")
@@ -151,6 +159,21 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.markdown is not None:
         write_text(arguments.markdown, to_markdown(results))
     if partial is not None:
+        partial.unlink(missing_ok=True)
+    return 0 if all(result.correct for result in results) else FAILED
+
+
+def _nkibench(arguments: argparse.Namespace) -> int:
+    targets, jobs = arguments.target or ["trn2"], jobs_of(arguments)
+    for target in targets:
+        known_target(target)
+    if arguments.json is not None:
+        require_writable(arguments.json)
+    partial = partial_of(arguments.json)
+    results = run_all(nkibench_work(targets), jobs, partial)
+    print(nkibench_table(results))
+    if arguments.json is not None and partial is not None:
+        write_json(arguments.json, "model", results)
         partial.unlink(missing_ok=True)
     return 0 if all(result.correct for result in results) else FAILED
 

@@ -19,6 +19,7 @@ from nki_kernels.operators.shapes import Case
 #: Below this no trace fills a memory: a Tensor engine instruction does at least a thousandth of
 #: its best in any kernel worth timing, and 2 * 4096**3 FLOPs at its best are 8192 instructions.
 _SMALL_FLOPS = 2 * 4096**3
+_SMALL_BYTES = 1 << 30
 #: Host memory of one traced and timed instruction: 44 MB for the 14,656 of a matmul with
 #: M 4096, N 6144, K 4096.
 BYTES_PER_INSTRUCTION = 3000
@@ -40,7 +41,8 @@ def require_room(
     checked = dict(case.axes) if full else reduced_axes(entry, case.axes, config, target)
     values = check_bytes(entry, checked, dtype)
     instructions = 0
-    if entry.op.flops(case.axes) > _SMALL_FLOPS:
+    op = entry.op
+    if op.flops(case.axes) > _SMALL_FLOPS or op.min_bytes(case.axes, dtype) > _SMALL_BYTES:
         instructions = _instructions(entry, case.axes, dtype, config, target)
     need, room = values + instructions * BYTES_PER_INSTRUCTION, available() // jobs
     if need <= room:
@@ -58,28 +60,34 @@ def require_room(
 
 def check_bytes(entry: Entry, axes: Axes, dtype: str) -> int:
     """Return the host memory of a check: inputs and float64 copies, outputs and the comparison."""
+    op = entry.op
+    shapes = op.input_shapes(axes)
+    outputs = op.output_shapes(*shapes, options=op.options_of(axes))
 
-    def held(operands: Sequence[Operand], extra: int) -> int:
+    def held(operands: Sequence[Operand], sizes: Sequence[tuple[int, ...]], extra: int) -> int:
         return sum(
-            math.prod(axes[letter] for letter in operand.axes)
-            * (as_dtype(operand.dtype or dtype).itemsize + extra)
-            for operand in operands
+            math.prod(shape) * (as_dtype(operand.dtype or dtype).itemsize + extra)
+            for operand, shape in zip(operands, sizes, strict=True)
         )
 
-    return held(entry.op.inputs, 8) + held(entry.op.outputs, 8 * _CHECK_ARRAYS)
+    return held(op.inputs, shapes, 8) + held(op.outputs, outputs, 8 * _CHECK_ARRAYS)
 
 
 def _instructions(entry: Entry, axes: Axes, dtype: str, config: Any, target: str) -> int:
-    """Estimate the instructions of a large case from those of its reduced one, by FLOPs."""
+    """Estimate the instructions of a large case from those of its reduced one, by the work."""
     op, spec = entry.op, spec_for(target)
     reduced = dict(op.reduced(axes, config, spec))
     flops = op.flops(axes)
+    # An operator that only moves data has no FLOPs.
+    work = (flops, op.flops(reduced)) if flops else (
+        op.min_bytes(axes, dtype), op.min_bytes(reduced, dtype)
+    )  # fmt: skip
     if reduced == dict(axes):
         # No smaller problem is known to be legal: as many as the largest instruction would leave.
         return flops // (2 * spec.partitions * spec.stationary_fmax * spec.moving_fmax)
     inputs = entry.shapes_only(reduced, dtype)
     run = op.launch(inputs, op.options_of(reduced), config=config, target=target)
-    return len(run.trace) * flops // max(1, op.flops(reduced))
+    return len(run.trace) * work[0] // max(1, work[1])
 
 
 def available() -> int:

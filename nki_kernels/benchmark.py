@@ -72,11 +72,11 @@ class Benchmark:
         The sum of absolute terms bounds what float32 additions may lose: for y = a*b + c it is
         abs(a*b) + abs(c).
         """
-        raise NotImplementedError
+        raise OptionError(f"benchmark {type(self).__name__}: reference is not defined; write it")
 
     def flops(self, axes: Axes) -> int:
         """Return the useful floating-point operations of a problem (a multiply-add counts 2)."""
-        raise NotImplementedError
+        raise OptionError(f"benchmark {type(self).__name__}: flops is not defined; write it")
 
     def chain(self, axes: Axes) -> int:
         """Return how many float32 roundings any one term of an output element passes through."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from nki_kernels.machine.errors import ShapeError
 from nki_kernels.operators.contract import Operator
+from nki_kernels.operators.nkibench import PROBLEMS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,6 +222,12 @@ _CASES: dict[str, dict[str, Case]] = {
     },
     **{op: {case.name: case for case in _rope_cases(op)} for op in ("rope", "rope_batched")},
 }
+for _problem in PROBLEMS:
+    if _problem.op is not None and _problem.axes is not None:
+        _named = _CASES.setdefault(_problem.op, {})
+        _named[_problem.shape] = Case(
+            _problem.op, _problem.shape, _problem.axes, frozenset({"nkibench", _problem.name})
+        )
 
 #: What `python -m bench run <op>` times when no shape is named.
 DEFAULTS: dict[str, tuple[str, ...]] = {

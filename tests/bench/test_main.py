@@ -54,7 +54,7 @@ def test_every_operator_runs_in_every_dtype(op, tmp_path, capsys):
     assert main(command) == 0
     results = json.loads(path.read_text("utf-8"))["results"]
     assert [result["dtype"] for result in results] == list(OPERATORS[op].dtypes)
-    assert all(result["correct"] and result["flops"] > 0 for result in results)
+    assert all(result["correct"] and result["flops"] >= 0 for result in results)
     assert capsys.readouterr().out.startswith(f"{op} on toy (model, unvalidated, projected")
 
 

@@ -41,6 +41,11 @@ def alone(x):
     return x
 
 
+@nki.jit
+def tile(x):
+    return x
+
+
 class Add(Benchmark):
     """out = x + y, by tiles of rows."""
 
@@ -58,7 +63,7 @@ class Add(Benchmark):
 
 
 class Unfinished(Benchmark):
-    kernel = add
+    kernel = alone
 '''
 
 
@@ -127,14 +132,16 @@ def test_list_shows_its_shapes(mine, capsys):
     [
         ("absent.py:Add", "is not a file"),
         ("{}:nothing", "has no 'nothing'; it has the benchmarks Add, Unfinished and the kernels"),
-        ("{}:alone", "'alone' is the kernel of 0 benchmarks, so nothing says how to check it; wri"),
+        ("{}:tile", "'tile' is the kernel of 0 benchmarks, so nothing says how to check it; write"),
         ("{}:add", "'add' is the kernel of 2 benchmarks"),
         ("{}:Unfinished", "benchmark Unfinished: inputs is (); a tuple of one or more texts is"),
     ],
 )
 def test_what_cannot_be_benchmarked_gets_a_clear_error(mine, capsys, name, message):
     if name == "{}:add":
-        source = SOURCE.replace("class Unfinished(Benchmark):", "class Unfinished(Add):")
+        source = SOURCE.replace(
+            "class Unfinished(Benchmark):\n    kernel = alone", "class B(Add):\n    pass"
+        )
         path = mine("twice")
         path.write_text(source.replace("SIGN", "1"))
     else:
@@ -160,6 +167,12 @@ def test_an_incomplete_class_is_told_everything():
         "outputs have the axes H, which no input has; inputs have N; name one of these",
     ):
         assert part in text
+
+
+def test_methods_that_are_not_written_say_so():
+    for call in (lambda: Benchmark().reference(), lambda: Benchmark().flops({})):
+        with pytest.raises(OptionError, match="is not defined; write it"):
+            call()
 
 
 def test_operands_of_their_own_dtype_get_zeros():
