@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+import reference.attention
 import reference.matmul
 import reference.moe
 import reference.norm
@@ -94,6 +95,10 @@ ENTRIES: Mapping[str, Entry] = {
     "rms_norm_backward": Entry(OPERATORS["rms_norm_backward"], reference.norm.rms_norm_backward),
     "layer_norm_backward": Entry(
         OPERATORS["layer_norm_backward"], reference.norm.layer_norm_backward
+    ),
+    "attention": Entry(OPERATORS["attention"], reference.attention.attention),
+    "causal_attention": Entry(
+        OPERATORS["causal_attention"], partial(reference.attention.attention, causal=True)
     ),
     "rope": Entry(OPERATORS["rope"], reference.rope.rope, rope_inputs),
     "rope_batched": Entry(OPERATORS["rope_batched"], reference.rope.rope, rope_inputs),

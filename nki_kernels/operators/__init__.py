@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nki_kernels.operators.attention import ATTENTION, CAUSAL_ATTENTION
 from nki_kernels.operators.contract import Operator
 from nki_kernels.operators.dispatch import COMBINE, DISPATCH
 from nki_kernels.operators.linear import LINEAR, LINEAR_BACKWARD, LINEAR_KN
@@ -24,6 +25,8 @@ OPERATORS: dict[str, Operator] = {
         RMS_NORM_BACKWARD,
         LAYER_NORM_BACKWARD,
         *ROPES.values(),
+        ATTENTION,
+        CAUSAL_ATTENTION,
         ROUTER,
         DISPATCH,
         COMBINE,

@@ -13,9 +13,17 @@ from nki_kernels.hardware.spec import CoreSpec
 from nki_kernels.kernels.attention.forward import AttentionConfig, attention
 from nki_kernels.kernels.attention.plan import AttentionRule
 from nki_kernels.machine.dtypes import as_dtype
+from nki_kernels.machine.errors import DtypeError
 from nki_kernels.operators.contract import Axes, Operand, Operator, Options
 
-__all__ = ["ALIGNMENTS", "ATTENTION", "CAUSAL_ATTENTION", "MASKED_ATTENTION", "AttentionConfig"]
+__all__ = [
+    "ALIGNMENTS",
+    "ATTENTION",
+    "CAUSAL_ATTENTION",
+    "MASKED_ATTENTION",
+    "AttentionConfig",
+    "mask_bits",
+]
 
 ALIGNMENTS = ("top-left", "bottom-right")
 
@@ -232,3 +240,19 @@ CAUSAL_ATTENTION = _operator("causal_attention", causal=True)
 
 #: With sinks, a mask and a bias.
 MASKED_ATTENTION = _operator("attention", causal=False, extras=True)
+
+
+def mask_bits(mask: Any) -> Any:
+    """Return a bool mask as the kernel's uint8, without a copy; None for None.
+
+    Raises:
+        DtypeError: a mask of another dtype.
+    """
+    if mask is None:
+        return None
+    if mask.dtype != np.bool_:
+        raise DtypeError(
+            f"attention: mask has dtype {mask.dtype}; it must be bool, True to attend; write "
+            "mask != 0, or pass what is added to the scores as bias"
+        )
+    return mask.view(np.uint8)

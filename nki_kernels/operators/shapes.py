@@ -189,6 +189,17 @@ def _rope_cases(op: str) -> Iterator[Case]:
                 yield _case(op, model, phase, layer, axes)
 
 
+def _attention_cases(op: str) -> Iterator[Case]:
+    """The prefill of each model: decoders are causal, encoders attend both ways."""
+    for model, phase, tokens in _passes():
+        if phase == "prefill" and model.decodes == (op == "causal_attention"):
+            size, heads = model.head_dim, {"B": 1, "H": model.heads, "G": model.kv_heads}
+            # An encoder's batch: eight sentences of 512 tokens.
+            rows = tokens if model.decodes else 512
+            axes = {**heads, "B": tokens // rows, "M": rows, "N": rows, "D": size, "E": size}
+            yield _case(op, model, phase, "attention", axes)
+
+
 def _moe_cases(op: str) -> Iterator[Case]:
     for model, phase, tokens in _passes():
         if model.experts:
@@ -214,6 +225,8 @@ _CASES: dict[str, dict[str, Case]] = {
     **{
         op: {case.name: case for case in _moe_cases(op)} for op in ("router", "dispatch", "combine")
     },
+    "attention": {case.name: case for case in _attention_cases("attention")},
+    "causal_attention": {case.name: case for case in _attention_cases("causal_attention")},
     "rms_norm": {case.name: case for case in _norm_cases("rms_norm")},
     "layer_norm": {case.name: case for case in _norm_cases("layer_norm")},
     "rms_norm_backward": {case.name: case for case in _norm_backward_cases("rms_norm_backward")},
@@ -250,6 +263,13 @@ DEFAULTS: dict[str, tuple[str, ...]] = {
     "bmm_nt": ("llama3-8b:prefill:scores",),
     "bmm_tn": ("llama3-8b:prefill:values",),
     "bmm_tt": ("llama3-8b:prefill:values",),
+    "attention": ("1x8x8x4096x4096x128x128", "1x8x8x4096x4096x256x256"),
+    "causal_attention": (
+        "1x1x1x16384x16384x128x128",
+        "1x1x1x16384x16384x64x64",
+        "llama3-8b:prefill:attention",
+        "1x32x32x512x512x128x128",
+    ),
     "router": (
         "mixtral-8x7b:prefill:experts",
         "qwen3-30b-a3b:prefill:experts",

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nki_kernels import ops
 from nki_kernels.hardware import spec_for
 from nki_kernels.machine.errors import ConfigError, DtypeError, OptionError, ShapeError
 from nki_kernels.machine.tensor import Abstract
@@ -319,3 +320,19 @@ def test_causal_is_the_default_of_one_operator():
     axes = CAUSAL_ATTENTION.axes(*(x.shape for x in inputs))
     assert 2 * CAUSAL_ATTENTION.flops(axes) == ATTENTION.flops(axes)
     assert MASKED_ATTENTION.flops(axes) == 4 * 20 * 20 * 8
+
+
+def test_the_public_call_chooses_the_operator():
+    inputs = operands(1, 2, 1, 20, 24, 8, "float32")
+    options = {"causal": True, "align": "bottom-right", "window": 9, "softcap": 3.0, "scale": 0.5}
+    compare(ops.attention(*inputs, **options, target="toy"), inputs, options, "ops")
+    compare(ops.attention(*inputs, target="toy"), inputs, {}, "ops")
+    mask = np.random.default_rng(0).random((1, 1, 20, 24)) < 0.5
+    found = ops.attention(*inputs, mask=mask, target="toy")
+    compare(found, (*inputs, None, mask, None), {}, "ops")
+
+
+def test_a_mask_is_bool():
+    inputs = operands(1, 1, 1, 4, 4, 4, "float32")
+    with pytest.raises(DtypeError, match="mask has dtype float32; it must be bool, True to attend"):
+        ops.attention(*inputs, mask=np.ones((1, 1, 4, 4), np.float32))

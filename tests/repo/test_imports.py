@@ -71,7 +71,7 @@ ROOMS = (
     ),
     Room(
         "ops",
-        ("nki_kernels.ops", "nki_kernels.ops_moe"),
+        ("nki_kernels.ops", "nki_kernels.ops_attention", "nki_kernels.ops_moe"),
         frozenset({"ops", "operators", "package"}),
         CORE_PACKAGES,
     ),

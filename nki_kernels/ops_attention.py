@@ -1,0 +1,95 @@
+"""The public attention calls on NumPy arrays; `nki_kernels.ops` offers them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy.typing as npt
+
+from nki_kernels.operators.attention import (
+    ATTENTION,
+    CAUSAL_ATTENTION,
+    MASKED_ATTENTION,
+    AttentionConfig,
+    mask_bits,
+)
+
+Array = npt.NDArray[Any]
+
+
+def attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    causal: bool = False,
+    align: str = "top-left",
+    window: int | None = None,
+    sinks: Array | None = None,
+    mask: Array | None = None,
+    bias: Array | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    config: AttentionConfig | None = None,
+    target: str | None = None,
+) -> tuple[Array, Array]:
+    """Softmax attention over whole sequences.
+
+    s[i, j] = scale * q[i]·k[j], capped to softcap * tanh(s / softcap), plus bias[i, j]
+    lse[i] = log(sum_j exp(s[i, j]) + exp(sink));  out[i] = sum_j exp(s[i, j] - lse[i]) * v[j]
+
+    over the keys j that query i attends. Scores and sums are float32; the probabilities of 2-byte
+    inputs are rounded to bfloat16 before they meet v, out once. Exact in meaning for any scores
+    below 1e30 in magnitude: where an exponential leaves the range of float32, a slower path with
+    shifted exponentials computes everything again, on the device.
+
+    Dimensions:
+        B: batch    H: query heads    G: key heads, H a multiple; head h reads key head h * G // H
+        M: queries    N: keys    D: head size, <= 512    E: head size of v, <= 511
+
+    Args:
+        q: [B, H, M, D], dense row-major, bfloat16 | float16 | float32.
+        k: [B, G, N, D], dtype of `q`.
+        v: [B, G, N, E], dtype of `q`.
+        causal: query i attends keys j <= i.
+        align: "top-left", or "bottom-right", where i counts as i + N - M: the last query meets the
+            last key.
+        window: attend only keys j > i - window, and, without `causal`, j < i + window.
+        sinks: [H] float32, one more logit per head, without a value.
+        mask: bool, [B, H, M, N], B and H may be 1: True to attend.
+        bias: likewise of the dtype of `q`: added to the scores. A mask or bias takes the slower
+            path.
+        scale: None is 1 / sqrt(D).
+        softcap: None is no cap.
+        config: tuning of the kernel; None lets the operator choose. It never changes the
+            mathematics.
+        target: hardware generation; None means the one in force, as for `matmul`.
+
+    Returns:
+        out [B, H, M, E] of the dtype of `q`, and lse [B, H, M] float32. A query that attends
+        nothing has 0 and -inf.
+
+    Raises:
+        ShapeError: sizes that differ, a wrong rank, a zero size, a strided array, heads that do not
+            divide, a head size too large for a PSUM bank.
+        DtypeError: a dtype that is not supported, or two different ones; a mask that is not bool.
+        OptionError: an option out of its range.
+        ConfigError: a `config` that cannot run on the target.
+
+    Source: the kernel is `nki_kernels.kernels.attention.forward`.
+
+    Example:
+        >>> import numpy as np
+        >>> x = np.ones((1, 1, 2, 4), np.float32)
+        >>> out, lse = attention(x, x, x, causal=True)
+        >>> out[0, 0, 0], lse.round(3)
+        (array([1., 1., 1., 1.], dtype=float32), array([[[2.   , 2.693]]], dtype=float32))
+    """
+    options = {"causal": causal, "align": align, "window": window}
+    options |= {"scale": scale, "softcap": softcap}
+    arrays: tuple[Any, ...] = (q, k, v)
+    op = CAUSAL_ATTENTION if causal else ATTENTION
+    if sinks is not None or mask is not None or bias is not None:
+        op, arrays = MASKED_ATTENTION, (q, k, v, sinks, mask_bits(mask), bias)
+    out, lse = op.launch(arrays, options, config=config, target=target).result
+    return out, lse
