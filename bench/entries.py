@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 import reference.attention
+import reference.decode
 import reference.matmul
 import reference.moe
 import reference.norm
@@ -38,6 +40,17 @@ def rope_inputs(shapes: Shapes, dtype: str, seed: int) -> Arrays:
     (x,) = normal_inputs(shapes[:1], dtype, seed)
     angles = np.random.default_rng(seed + 1).uniform(-np.pi, np.pi, shapes[1])
     return x, np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+
+
+def decode_inputs(shapes: Shapes, dtype: str, seed: int) -> Arrays:
+    """Return queries, a full cache (its pages shuffled, if it has a table) and sinks."""
+    q, k, v, *tables, lengths, sinks = shapes
+    rng = np.random.default_rng(seed + 1)
+    context = k[2] * (tables[0][1] if tables else 1)
+    order = [rng.permutation(k[0])[: math.prod(t)].reshape(t).astype(np.int32) for t in tables]
+    full = np.full(lengths, context, np.int32)
+    extra = rng.standard_normal(sinks).astype(np.float32)
+    return (*normal_inputs((q, k, v), dtype, seed), *order, full, extra)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +112,12 @@ ENTRIES: Mapping[str, Entry] = {
     "attention": Entry(OPERATORS["attention"], reference.attention.attention),
     "causal_attention": Entry(
         OPERATORS["causal_attention"], partial(reference.attention.attention, causal=True)
+    ),
+    "attention_decode": Entry(
+        OPERATORS["attention_decode"], reference.decode.attention_decode, decode_inputs
+    ),
+    "attention_decode_paged": Entry(
+        OPERATORS["attention_decode_paged"], reference.decode.attention_decode_paged, decode_inputs
     ),
     "rope": Entry(OPERATORS["rope"], reference.rope.rope, rope_inputs),
     "rope_batched": Entry(OPERATORS["rope_batched"], reference.rope.rope, rope_inputs),

@@ -209,6 +209,20 @@ def _moe_cases(op: str) -> Iterator[Case]:
             yield _case(op, model, phase, "experts", axes)
 
 
+def _decode_cases(op: str) -> Iterator[Case]:
+    """Eight sequences of 8192 keys; pages of 16."""
+    batch, context, page = 8, 8192, 16
+    for model in MODELS:
+        if model.decodes:
+            size = model.head_dim
+            axes = {"B": batch, "H": model.heads, "G": model.kv_heads, "T": 1}
+            if op == "attention_decode":
+                axes |= {"S": context}
+            else:
+                axes |= {"W": context // page, "P": page, "N": batch * context // page}
+            yield _case(op, model, "decode", "attention", {**axes, "D": size, "E": size})
+
+
 _CASES: dict[str, dict[str, Case]] = {
     "matmul": {case.name: case for case in _matmul_cases()},
     **{
@@ -234,6 +248,10 @@ _CASES: dict[str, dict[str, Case]] = {
         case.name: case for case in _norm_backward_cases("layer_norm_backward")
     },
     **{op: {case.name: case for case in _rope_cases(op)} for op in ("rope", "rope_batched")},
+    **{
+        op: {case.name: case for case in _decode_cases(op)}
+        for op in ("attention_decode", "attention_decode_paged")
+    },
 }
 for _problem in PROBLEMS:
     if _problem.op is not None and _problem.axes is not None:
@@ -310,6 +328,8 @@ DEFAULTS: dict[str, tuple[str, ...]] = {
     ),
     "rope": ("llama3-8b:prefill:q", "llama3-8b:prefill:k"),
     "rope_batched": ("llama3-8b:decode:q",),
+    "attention_decode": ("llama3-8b:decode:attention", "gpt-oss-20b:decode:attention"),
+    "attention_decode_paged": ("llama3-8b:decode:attention",),
 }
 
 

@@ -1,0 +1,224 @@
+"""Attention of a few new queries over a KV cache."""
+
+from __future__ import annotations
+
+import nki
+import nki.isa as nisa
+import nki.language as nl
+
+from nki_kernels.kernels.attention.decode_steps import (
+    Constants,
+    Logarithms,
+    Rows,
+    Scores,
+    fitted,
+    load_queries,
+    mode_of,
+    positions_of,
+    spans,
+    transpose_queries,
+)
+
+
+@nki.jit
+def attention_decode(q, k, v, lengths, sinks, rule, config):
+    """softmax(scale * q k^T) v over the first lengths[b] keys of each sequence.
+
+    Query t of T stands at position lengths[b] - T + t and attends the keys up to its own, `window`
+    of them at most. A sink is one more score of its head, without a value.
+
+    Dimensions:
+        B: sequences. H, G: query and KV heads, G divides H. T: new queries. S: keys of the cache.
+        D, E: depths of keys and values. H / G * T is at most P.
+
+    Args:
+        q: [B, H, T, D] HBM, bfloat16 | float16 | float32.
+        k: [B, G, S, D] HBM, dtype of q.
+        v: [B, G, S, E] HBM, dtype of q.
+        lengths: [B] HBM int32, 0 .. S. Keys beyond are masked, but must be finite.
+        sinks: [H] HBM float32, or None.
+        rule: DecodeRule.
+        config: DecodeConfig.
+
+    Returns:
+        [B, H, T, E] HBM, dtype of q, rounded once, and the log of the sum of exponentials
+        [B, H, T] float32. A row that attends nothing is 0, and -inf.
+
+    Data flow: HBM -> SBUF [P, heads, n, D] -> PE (keys transposed) -> PSUM -> SBUF -> PE (scores,
+        keys on partitions) -> Vector (mask, maximum) -> Scalar (exp) -> PE (values) -> HBM.
+    Limits: DMA, which reads the cache once: 11.4 us for 8192 keys of depth 128 of one head, while
+        PE needs 9 to 11 for transposes, scores and values. What comes late is hidden by the next
+        step: its keys are transposed before and after the softmax of this one.
+    """
+    config = fitted(config, k.shape[1], q.shape[1] // k.shape[1] * q.shape[2], None)
+    cache = Contiguous(k, v, config)
+    return decode(q, cache, lengths, sinks, rule, config)
+
+
+class Contiguous:
+    """K and V of one sequence after the other: [B, G, S, D]."""
+
+    def __init__(self, k, v, config):
+        self.k, self.v, self.config = k, v, config
+        self.heads, self.depth = k.shape[1], v.shape[3]
+        self.positions = {}
+
+    def blocks(self):
+        """Return (start, partitions, keys per partition, rest) of each block of keys.
+
+        The rest are the last keys, fewer than partitions: one each, in a column of their own.
+        """
+        pmax, size = nl.tile_size.pmax, self.k.shape[2]
+        found = []
+        for start, stop in spans(size, pmax * self.config.tokens):
+            each, rest = (stop - start) // pmax, (stop - start) % pmax
+            found.append((start, pmax if each > 0 else rest, each, rest))
+        return found
+
+    def load(self, batch, heads, block):
+        """Start to load a block of some heads; returns (keys, values) [rows, heads, n, depth]."""
+        return self._load(self.k, batch, heads, block), self._load(self.v, batch, heads, block)
+
+    def _load(self, source, batch, heads, block):
+        start, rows, each, rest = block
+        size, depth = source.shape[2], source.shape[3]
+        columns = each + (1 if rest > 0 else 0)
+        shape = (rows, heads[1] - heads[0], columns, depth)
+        tile = nl.ndarray(shape, dtype=source.dtype, buffer=nl.sbuf)
+        if 0 < rest < rows:
+            # Masked, but multiplied: they must be finite.
+            nisa.memset(dst=tile[:, :, each, :], value=0.0, engine=nisa.engine.gpsimd)
+        for head in range(heads[0], heads[1]):
+            at = ((batch * source.shape[1] + head) * size + start) * depth
+            if each > 0:
+                view = source.ap(pattern=[[each * depth, rows], [1, each * depth]], offset=at)
+                target = tile[:, head - heads[0], 0:each, :].flatten_dims(1, 2)
+                nisa.dma_copy(dst=target, src=view, dge_mode=mode_of(self.config))
+            if rest > 0:
+                at += rows * each * depth
+                view = source.ap(pattern=[[depth, rest], [1, depth]], offset=at)
+                target = tile[0:rest, head - heads[0], each, :]
+                nisa.dma_copy(dst=target, src=view, dge_mode=mode_of(self.config))
+        return tile
+
+    def key_positions(self, block):
+        """Return the positions of the keys of a block, [rows, n] float32."""
+        start, rows, each, rest = block
+        if start not in self.positions:
+            tail = start + rows * each if rest > 0 else None
+            self.positions[start] = positions_of(rows, each, start, tail)
+        return self.positions[start]
+
+
+def decode(q, cache, lengths, sinks, rule, config):
+    """Attend a cache, step by step of some heads and a block of keys; see attention_decode."""
+    batches, heads, queries, _ = q.shape
+    share = heads // cache.heads, queries
+    out_shape = (batches, heads, queries, cache.depth)
+    out = nl.ndarray(out_shape, dtype=q.dtype, buffer=nl.shared_hbm)
+    lse = nl.ndarray((batches, heads, queries), dtype=nl.float32, buffer=nl.shared_hbm)
+    constants = Constants(lengths, queries, config)
+    logarithms = Logarithms(lse, config)
+    sink_rows = load_sinks(sinks, queries, config)
+    steps = _steps(batches, cache, config)
+    loaded = 0
+    state = {}
+    for number in range(len(steps) + 1):
+        while loaded < len(steps) and loaded <= number + config.ahead:
+            _load(steps[loaded], q, cache, config)
+            loaded += 1
+        scores = None
+        if number < len(steps):
+            step = steps[number]
+            _prepare(step, state, cache, constants, rule)
+            first = step["heads"][0] * share[0] * share[1]
+            scores = Scores(
+                step["keys"], state["queries"], first, share, state["mask"], rule, config
+            )
+            step["scores"] = scores
+            scores.run(0.5)
+        weights = None
+        if number > 0:
+            weights = _softmax(steps[number - 1], state, sink_rows, share, constants, cache)
+        if number < len(steps):
+            scores.run(1.0)
+            steps[number]["keys"] = None
+        if number > 0:
+            _values(steps[number - 1], weights, state, share, out, logarithms, config)
+    logarithms.flush()
+    return out, lse
+
+
+def load_sinks(sinks, queries, config):
+    """Return the sinks on every partition, once per query: [P, H * T]; None for None."""
+    if sinks is None:
+        return None
+    pmax, heads = nl.tile_size.pmax, sinks.shape[0]
+    tile = nl.ndarray((pmax, heads), dtype=nl.float32, buffer=nl.sbuf)
+    source = sinks.ap(pattern=[[0, pmax], [1, heads]])
+    nisa.dma_copy(dst=tile, src=source, dge_mode=mode_of(config))
+    if queries == 1:
+        return tile
+    wide = nl.ndarray((pmax, heads, queries), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.tensor_copy(dst=wide, src=tile.expand_dim(2).broadcast(2, queries))
+    return wide.flatten_dims(1, 2)
+
+
+def _steps(batches, cache, config):
+    """One entry per sequence, block of keys and group of heads, in the order of execution."""
+    steps = []
+    blocks = cache.blocks()
+    for batch in range(batches):
+        for index in range(len(blocks)):
+            for heads in spans(cache.heads, config.heads):
+                steps.append(
+                    {
+                        "batch": batch,
+                        "block": blocks[index],
+                        "heads": heads,
+                        "first": index == 0,
+                        "last": index == len(blocks) - 1,
+                        "queries": None,
+                    }
+                )
+    return steps
+
+
+def _load(step, q, cache, config):
+    """Start the loads of a step; the queries of a sequence with its first."""
+    if step["first"] and step["heads"][0] == 0:
+        step["queries"] = load_queries(q, step["batch"], config)
+    step["keys"], step["values"] = cache.load(step["batch"], step["heads"], step["block"])
+
+
+def _prepare(step, state, cache, constants, rule):
+    """What the steps of a sequence, and of a block, share."""
+    if step["queries"] is not None:
+        state["queries"] = transpose_queries(step["queries"])
+        step["queries"] = None
+    if step["heads"][0] == 0:
+        positions = cache.key_positions(step["block"])
+        state["mask"] = constants.mask(step["batch"], positions, rule.window)
+
+
+def _softmax(step, state, sink_rows, share, constants, cache):
+    start, stop = step["heads"]
+    each = share[0] * share[1]
+    if step["first"]:
+        sinks = None if sink_rows is None else sink_rows[:, start * each : stop * each]
+        state[start] = Rows(sinks, cache.depth, (stop - start) * each)
+    weights = state[start].softmax(step["scores"].scores, constants, step["values"].dtype)
+    step["scores"] = None
+    return weights
+
+
+def _values(step, weights, state, share, out, logarithms, config):
+    start = step["heads"][0]
+    rows = state[start]
+    rows.add_values(weights, step["values"])
+    step["values"] = None
+    if step["last"]:
+        each = share[0] * share[1]
+        offset = step["batch"] * out.shape[1] * out.shape[2] + start * each
+        maximum, total = rows.finish(out, offset, config)
+        logarithms.add(maximum, total)
