@@ -60,13 +60,16 @@ def activate(z: npt.NDArray[np.float64], activation: str | None) -> npt.NDArray[
     if activation == "relu":
         # NaN stays NaN, as in PyTorch.
         return np.where(z < 0, 0.0, z)
+    share: npt.NDArray[np.float64]
     if activation == "silu":
-        return z * (np.tanh(z / 2) + 1) / 2
-    if activation == "gelu":
-        return np.asarray(z * (1 + _ERF(z / math.sqrt(2))) / 2)
-    if activation == "gelu_tanh":
-        return z * (1 + np.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3))) / 2
-    raise ValueError(f"activation is {activation!r}; allowed are relu, silu, gelu, gelu_tanh")
+        share = np.tanh(z / 2)
+    elif activation == "gelu":
+        share = _ERF(z / math.sqrt(2))
+    elif activation == "gelu_tanh":
+        share = np.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3))
+    else:
+        raise ValueError(f"activation is {activation!r}; allowed are relu, silu, gelu, gelu_tanh")
+    return z * (1 + share) / 2
 
 
 def linear(

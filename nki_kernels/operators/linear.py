@@ -26,7 +26,7 @@ ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu")
 
 #: float32 roundings of an epilogue: the scale itself, its product, bias, residual, and those
 #: inside an activation, each at most a unit of its argument (gelu's cube, tanh and products: 12).
-_EPILOGUE_ROUNDINGS = 16
+EPILOGUE_ROUNDINGS = 16
 
 #: Slices run tile by tile at the end of a wave: an eviction in two passes of Vector takes 1.3 us,
 #: 6 slices, or the next wave waits for its first bank (4096^3 with bias and residual: 1992 us with
@@ -67,7 +67,7 @@ def epilogue_of(options: Options, dtype: Any) -> Epilogue:
 
 
 def _chain(axes: Axes, spec: CoreSpec) -> int:
-    return products.chain(axes, spec) + _EPILOGUE_ROUNDINGS
+    return products.chain(axes, spec) + EPILOGUE_ROUNDINGS
 
 
 def _arguments(

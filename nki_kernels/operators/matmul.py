@@ -161,11 +161,12 @@ def reduced(axes: Axes, config: MatmulConfig, spec: CoreSpec) -> dict[str, int]:
         "N": config.wave_n * spec.moving_fmax,
         "K": (config.tail + 1) * spec.partitions,
     }
-    sizes = {letter: _two_blocks(axes[letter], block) for letter, block in blocks.items()}
+    sizes = {letter: two_blocks(axes[letter], block) for letter, block in blocks.items()}
     return sizes | ({"B": min(2, axes["B"])} if "B" in axes else {})
 
 
-def _two_blocks(size: int, block: int) -> int:
+def two_blocks(size: int, block: int) -> int:
+    """Return `size`, or one block and what is left of the last one."""
     return size if size <= 2 * block else block + (size % block or block)
 
 

@@ -116,7 +116,7 @@ def product(c, operands, layout, epilogue, config, sums=None):
         step, slices = steps[at], loaded[at]
         if step["first"]:
             pending = []
-            accumulators = _accumulators(step)
+            accumulators = wave_accumulators(step)
         # PE transposes run one step ahead, or PE would wait for their eviction.
         for ahead in loaded[at : at + 2]:
             ready_slice(ahead["a"])
@@ -127,10 +127,10 @@ def product(c, operands, layout, epilogue, config, sums=None):
             pending.append(slices)
         else:
             for tile in accumulators:
-                _multiply(tile, slices, step["first"])
+                multiply(tile, slices, step["first"])
         if step["last"]:
             started = len(pending) < step["slices"]
-            _finish(c, step, accumulators, pending, started, slices["extras"], epilogue, config)
+            finish_wave(c, step, accumulators, pending, started, slices["extras"], epilogue, config)
         loaded[at] = None
     if sums is not None:
         _store_columns(sums, totals, config)
@@ -185,7 +185,7 @@ def _load(operands, step, held, layout, epilogue, config):
     return found
 
 
-def _accumulators(step):
+def wave_accumulators(step):
     """Allocate the accumulators of a wave, one PSUM bank each."""
     (m_start, m_stop), (n_start, n_stop) = step["m"], step["n"]
     tiles = []
@@ -196,7 +196,7 @@ def _accumulators(step):
     return tiles
 
 
-def _multiply(tile, slices, first):
+def multiply(tile, slices, first):
     """Add one contraction slice to one accumulator."""
     (m_from, m_to), (n_from, n_to) = tile["m"], tile["n"]
     nisa.nc_matmul(
@@ -207,7 +207,7 @@ def _multiply(tile, slices, first):
     )
 
 
-def _finish(c, step, accumulators, pending, started, extras, epilogue, config):
+def finish_wave(c, step, accumulators, pending, started, extras, epilogue, config):
     """Run the tail of a wave tile by tile, evict each accumulator and store each row of tiles."""
     m_start, (n_start, n_stop) = step["m"][0], step["n"]
     width = n_stop - n_start
@@ -215,7 +215,7 @@ def _finish(c, step, accumulators, pending, started, extras, epilogue, config):
     for number in range(len(accumulators)):
         tile = accumulators[number]
         for index in range(len(pending)):
-            _multiply(tile, pending[index], index == 0 and not started)
+            multiply(tile, pending[index], index == 0 and not started)
         (m_from, m_to), (n_from, n_to) = tile["m"], tile["n"]
         if n_from == 0:
             row = nl.ndarray((m_to - m_from, width), dtype=c.dtype, buffer=nl.sbuf)
