@@ -14,6 +14,7 @@ import numpy.typing as npt
 import reference.attention
 import reference.decode
 import reference.matmul
+import reference.mlp
 import reference.moe
 import reference.norm
 import reference.rope
@@ -96,6 +97,10 @@ ENTRIES: Mapping[str, Entry] = {
     "linear": Entry(OPERATORS["linear"], reference.matmul.linear),
     "linear_kn": Entry(
         OPERATORS["linear_kn"], partial(reference.matmul.linear, transpose_weight=False)
+    ),
+    "gated_mlp": Entry(OPERATORS["gated_mlp"], reference.mlp.gated_mlp),
+    "gated_mlp_kn": Entry(
+        OPERATORS["gated_mlp_kn"], partial(reference.mlp.gated_mlp, transposed=False)
     ),
     "linear_backward": Entry(OPERATORS["linear_backward"], reference.matmul.linear_backward),
     "router": Entry(

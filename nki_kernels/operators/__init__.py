@@ -8,6 +8,7 @@ from nki_kernels.operators.contract import Operator
 from nki_kernels.operators.dispatch import COMBINE, DISPATCH
 from nki_kernels.operators.linear import LINEAR, LINEAR_BACKWARD, LINEAR_KN
 from nki_kernels.operators.matmul import MATMULS
+from nki_kernels.operators.mlp import GATED_MLP, GATED_MLP_KN
 from nki_kernels.operators.norm import LAYER_NORM, RMS_NORM
 from nki_kernels.operators.norm_backward import LAYER_NORM_BACKWARD, RMS_NORM_BACKWARD
 from nki_kernels.operators.rope import ROPES
@@ -21,6 +22,8 @@ OPERATORS: dict[str, Operator] = {
         LINEAR,
         LINEAR_KN,
         LINEAR_BACKWARD,
+        GATED_MLP,
+        GATED_MLP_KN,
         RMS_NORM,
         LAYER_NORM,
         RMS_NORM_BACKWARD,

@@ -146,6 +146,13 @@ def _stored_cases(op: str) -> Iterator[Case]:
             yield Case(op, case.name, case.axes, case.tags)
 
 
+def _mlp_cases(op: str) -> Iterator[Case]:
+    for model, phase, tokens in _passes():
+        if model.gated and not model.experts:
+            axes = {"T": tokens, "H": model.hidden, "I": model.intermediate}
+            yield _case(op, model, phase, "mlp", axes)
+
+
 def _bmm_cases(op: str) -> Iterator[Case]:
     """Scores [heads, tokens, tokens] and values [heads, tokens, head_dim] of plain attention."""
     tokens = 512
@@ -229,6 +236,7 @@ _CASES: dict[str, dict[str, Case]] = {
         op: {case.name: case for case in _stored_cases(op)}
         for op in ("matmul_nt", "matmul_tn", "matmul_tt", "linear", "linear_kn")
     },
+    **{op: {case.name: case for case in _mlp_cases(op)} for op in ("gated_mlp", "gated_mlp_kn")},
     "linear_backward": {
         case.name: case for case in _stored_cases("linear_backward") if "decode" not in case.tags
     },
@@ -236,11 +244,11 @@ _CASES: dict[str, dict[str, Case]] = {
         op: {case.name: case for case in _bmm_cases(op)}
         for op in ("bmm", "bmm_nt", "bmm_tn", "bmm_tt")
     },
+    "attention": {case.name: case for case in _attention_cases("attention")},
+    "causal_attention": {case.name: case for case in _attention_cases("causal_attention")},
     **{
         op: {case.name: case for case in _moe_cases(op)} for op in ("router", "dispatch", "combine")
     },
-    "attention": {case.name: case for case in _attention_cases("attention")},
-    "causal_attention": {case.name: case for case in _attention_cases("causal_attention")},
     "rms_norm": {case.name: case for case in _norm_cases("rms_norm")},
     "layer_norm": {case.name: case for case in _norm_cases("layer_norm")},
     "rms_norm_backward": {case.name: case for case in _norm_backward_cases("rms_norm_backward")},
@@ -276,6 +284,8 @@ DEFAULTS: dict[str, tuple[str, ...]] = {
     "matmul_tt": ("2048x2048x2048",),
     "linear": ("4096x4096x4096", "8x14336x4096"),
     "linear_kn": ("1x14336x4096", "8x14336x4096", "64x14336x4096"),
+    "gated_mlp": ("1x4096x14336", "512x4096x14336"),
+    "gated_mlp_kn": ("1x4096x14336", "16x4096x14336", "512x4096x14336"),
     "linear_backward": ("4096x4096x4096", "1024x1024x1024"),
     "bmm": ("llama3-8b:prefill:values",),
     "bmm_nt": ("llama3-8b:prefill:scores",),
