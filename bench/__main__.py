@@ -33,6 +33,7 @@ from bench.running import (
 )
 from bench.sensitivity import measure_band, sensitivity_table
 from bench.table import results_table, shapes_table
+from bench.tune import BUDGET, tune_all, tune_table, write_tuned
 from nki_kernels import toolchain
 from nki_kernels.__main__ import print_environment
 from nki_kernels.machine.errors import NkiKernelsError
@@ -90,6 +91,15 @@ def _parser() -> argparse.ArgumentParser:
     nkibench.add_argument("--jobs", type=int, help="processes (default 1)")
     nkibench.add_argument("--json", type=Path, metavar="F", help="write our results to F as well")
     nkibench.set_defaults(command=_nkibench)
+
+    tuning = commands.add_parser("tune", help="search configs by modelled time; report the regret")
+    _add_cases(tuning)
+    tuning.add_argument("--all", action="store_true", help="every shape of the registry")
+    tuning.add_argument("--budget", type=int, default=BUDGET, help="configs per case (%(default)s)")
+    tuning.add_argument("--jobs", type=int, help="processes (default: 1; with --all one per core)")
+    tuning.add_argument("--json", type=Path, metavar="F", help="write the results to F as well")
+    tuning.add_argument("--write", action="store_true", help="keep them in operators/tuned/")
+    tuning.set_defaults(command=_tune)
 
     comparison = commands.add_parser("compare", help="what changed between two runs")
     comparison.add_argument("old", type=Path, metavar="OLD.json", help="written by run --json")
@@ -176,6 +186,21 @@ def _nkibench(arguments: argparse.Namespace) -> int:
         write_json(arguments.json, "model", results)
         partial.unlink(missing_ok=True)
     return 0 if all(result.correct for result in results) else FAILED
+
+
+def _tune(arguments: argparse.Namespace) -> int:
+    works, jobs = list(named_work(arguments)), jobs_of(arguments)
+    if arguments.json is not None:
+        require_writable(arguments.json)
+    partial = partial_of(arguments.json)
+    results = tune_all(works, arguments.budget, jobs, partial)
+    print(tune_table(results))
+    if arguments.json is not None and partial is not None:
+        write_json(arguments.json, "model", results)
+        partial.unlink(missing_ok=True)
+    if arguments.write:
+        print("\n".join(f"wrote {path}" for path in write_tuned(results)))
+    return FAILED if any(result.failure for result in results) else 0
 
 
 def _compare(arguments: argparse.Namespace) -> int:
