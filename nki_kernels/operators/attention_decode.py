@@ -49,13 +49,14 @@ def _needed(
     """Bytes of a partition that a step of `heads` heads and `tokens` keys each takes."""
     slices = math.ceil(axes["D"] / spec.partitions)
     each, rows = _each(axes), axes["H"] * axes["T"]
-    keys, values = (heads * (tokens + 1) * axes[letter] * itemsize for letter in "DE")
-    scores = heads * (tokens + 1) * each * (4 * 2 + itemsize * 2)
+    columns = tokens + (1 if "S" in axes and axes["S"] % spec.partitions else 0)
+    keys, values = (heads * columns * axes[letter] * itemsize for letter in "DE")
+    scores = heads * columns * each * (4 * 2 + itemsize * 2)
     turned = (lag + 2) * slices * spec.psum_bank_bytes
     queries = 2 * rows * slices * itemsize
     queries += 2 * math.ceil(rows / spec.partitions) * axes["D"] * itemsize
     constants = 2 * 4 * spec.partitions + 8 * axes["B"] * axes["T"] + 8 * axes["H"] * axes["T"]
-    masks = 4 * math.ceil(_keys(axes) / spec.partitions + 1) + 4 * (tokens + 1) * axes["T"] * 2
+    masks = 4 * math.ceil(_keys(axes) / spec.partitions + 1) + 4 * columns * axes["T"] * 2
     # Statistics, their factors and outputs in float32; then a result and the logarithms.
     groups = math.ceil(axes["G"] / heads)
     statistics = 4 * heads * each * (4 * groups + 12) + axes["E"] * (itemsize + 4)
@@ -81,8 +82,10 @@ def _tokens(axes: Axes, itemsize: int, heads: int, spec: CoreSpec) -> list[int]:
     """Return the keys per partition to try, the longest first."""
     most = max(1, _TILE_BYTES // (heads * axes["D"] * itemsize))
     if "P" not in axes:
-        most = min(most, max(1, axes["S"] // spec.partitions))
-        return list(range(most, max(0, most // 4), -1)) + ([1] if heads == 1 else [])
+        # Blocks of one length, as few as it takes.
+        whole = max(1, axes["S"] // spec.partitions)
+        lengths = {math.ceil(whole / count) for count in range(1, whole + 1)}
+        return sorted((n for n in lengths if n <= most), reverse=True)
     if heads > 1:
         return [axes["P"]] if axes["P"] <= most else []
     # Parts of pages, so that few long pages fill the partitions too.
