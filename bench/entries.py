@@ -94,6 +94,10 @@ ENTRIES: Mapping[str, Entry] = {
         )
         for (_, *stored), op in MATMULS.items()
     },
+    "matmul_fp8": Entry(OPERATORS["matmul_fp8"], reference.matmul.matmul),
+    "matmul_fp8_nt": Entry(
+        OPERATORS["matmul_fp8_nt"], partial(reference.matmul.matmul, transpose_b=True)
+    ),
     "linear": Entry(OPERATORS["linear"], reference.matmul.linear),
     "linear_kn": Entry(
         OPERATORS["linear_kn"], partial(reference.matmul.linear, transpose_weight=False)

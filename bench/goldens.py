@@ -14,11 +14,13 @@ from typing import Any
 from bench.entries import ENTRIES
 from bench.record import BenchError
 from nki_kernels.machine.timeline import MODEL_VERSION
+from nki_kernels.operators.contract import supports
 from nki_kernels.operators.shapes import DEFAULTS, parse
 
 FILE = Path(__file__).with_name("goldens.json")
 TARGETS = ("trn2", "trn3")
-DTYPE = "bfloat16"
+#: The first of these that an operator takes.
+DTYPES = ("bfloat16", "float8_e4m3")
 
 
 def figures() -> Iterator[tuple[str, dict[str, float | int]]]:
@@ -26,11 +28,12 @@ def figures() -> Iterator[tuple[str, dict[str, float | int]]]:
     for entry in ENTRIES.values():
         for shape in DEFAULTS[entry.op.name]:
             case = parse(entry.op, shape)
-            inputs = entry.shapes_only(case.axes, DTYPE)
+            dtype = next(name for name in DTYPES if supports(entry.op, name))
+            inputs = entry.shapes_only(case.axes, dtype)
             options = entry.op.options_of(case.axes)
             for target in TARGETS:
                 run = entry.op.launch(inputs, options, target=target)
-                name = f"{entry.op.name} {case.name} {DTYPE} {target}"
+                name = f"{entry.op.name} {case.name} {dtype} {target}"
                 # A tenth of a nanosecond: less than a cycle of any engine.
                 ns = round(run.time().total_ns, 1)
                 yield name, {"ns": ns, "instructions": len(run.trace)}

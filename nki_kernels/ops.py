@@ -15,6 +15,7 @@ from nki_kernels.operators.linear import (
     LinearBackwardConfig,
 )
 from nki_kernels.operators.matmul import MATMULS, MatmulConfig
+from nki_kernels.operators.matmul_fp8 import matmul_fp8 as matmul_fp8
 from nki_kernels.operators.mlp import gated_mlp as gated_mlp
 from nki_kernels.operators.norm import (
     DEFAULT_EPS,

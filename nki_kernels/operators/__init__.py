@@ -8,6 +8,7 @@ from nki_kernels.operators.contract import Operator
 from nki_kernels.operators.dispatch import COMBINE, DISPATCH
 from nki_kernels.operators.linear import LINEAR, LINEAR_BACKWARD, LINEAR_KN
 from nki_kernels.operators.matmul import MATMULS
+from nki_kernels.operators.matmul_fp8 import MATMUL_FP8, MATMUL_FP8_NT
 from nki_kernels.operators.mlp import GATED_MLP, GATED_MLP_KN
 from nki_kernels.operators.norm import LAYER_NORM, RMS_NORM
 from nki_kernels.operators.norm_backward import LAYER_NORM_BACKWARD, RMS_NORM_BACKWARD
@@ -19,6 +20,8 @@ OPERATORS: dict[str, Operator] = {
     op.name: op
     for op in (
         *MATMULS.values(),
+        MATMUL_FP8,
+        MATMUL_FP8_NT,
         LINEAR,
         LINEAR_KN,
         LINEAR_BACKWARD,

@@ -111,6 +111,8 @@ class Operator:
             shape-only stand-ins are not asked.
         unknown_trips: `Options.unknown_trips` of a launch: for kernels whose device loops, which
             values alone decide, usually do not run.
+        out_dtypes: dtypes the outputs may have, the first by default; None means `dtypes`, and that
+            of the inputs.
         option_axes: letters whose size an option gives, with the option's name ({"K": "top_k"}).
     """
 
@@ -131,6 +133,7 @@ class Operator:
     option_problems: Callable[[Options], tuple[str, ...]] = _any_options
     config_problems: Callable[[Any, str, CoreSpec], tuple[str, ...]] = _any_config
     value_problems: Callable[[Sequence[Any], Options], tuple[str, ...]] = _any_values
+    out_dtypes: tuple[str, ...] | None = None
     option_axes: Mapping[str, str] = field(default_factory=_no_option_axes)
     unknown_trips: int | None = None
 
@@ -203,7 +206,8 @@ class Operator:
                 for operand in operands
             )
 
-        return moved(self.inputs, dtype) + moved(self.outputs, out_dtype or dtype)
+        usual = dtype if self.out_dtypes is None else self.out_dtypes[0]
+        return moved(self.inputs, dtype) + moved(self.outputs, out_dtype or usual)
 
     def roofline_ns(self, axes: Axes, dtype: str, spec: CoreSpec) -> float:
         """Return the time in ns that neither peak FLOP rate nor HBM bandwidth can go below.
@@ -342,7 +346,9 @@ def _dtype_problems(op: Operator, inputs: Sequence[ArrayLike], options: Options)
         listed = ", ".join(f"{operand.name} {value.dtype}" for operand, value in shared)
         reasons.append(f"dtypes differ: {listed}; all inputs must have one dtype; cast one")
     wanted = options.get("out_dtype")
-    if wanted is not None and not supports(op, wanted):
+    kinds = op.out_dtypes or op.dtypes
+    if wanted is not None and not _is_dtype(wanted, *kinds):
+        allowed = ", ".join(kinds)
         reasons.append(f"out_dtype is {wanted}; allowed are {allowed}; choose one of them")
     return reasons
 

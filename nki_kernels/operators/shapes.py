@@ -234,7 +234,15 @@ _CASES: dict[str, dict[str, Case]] = {
     "matmul": {case.name: case for case in _matmul_cases()},
     **{
         op: {case.name: case for case in _stored_cases(op)}
-        for op in ("matmul_nt", "matmul_tn", "matmul_tt", "linear", "linear_kn")
+        for op in (
+            "matmul_nt",
+            "matmul_tn",
+            "matmul_tt",
+            "matmul_fp8",
+            "matmul_fp8_nt",
+            "linear",
+            "linear_kn",
+        )
     },
     **{op: {case.name: case for case in _mlp_cases(op)} for op in ("gated_mlp", "gated_mlp_kn")},
     "linear_backward": {
@@ -286,6 +294,8 @@ DEFAULTS: dict[str, tuple[str, ...]] = {
     "linear_kn": ("1x14336x4096", "8x14336x4096", "64x14336x4096"),
     "gated_mlp": ("1x4096x14336", "512x4096x14336"),
     "gated_mlp_kn": ("1x4096x14336", "16x4096x14336", "512x4096x14336"),
+    "matmul_fp8": ("4096x4096x4096", "64x14336x4096"),
+    "matmul_fp8_nt": ("4096x4096x4096", "64x14336x4096"),
     "linear_backward": ("4096x4096x4096", "1024x1024x1024"),
     "bmm": ("llama3-8b:prefill:values",),
     "bmm_nt": ("llama3-8b:prefill:scores",),

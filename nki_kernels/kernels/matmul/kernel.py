@@ -29,7 +29,14 @@ import nki.isa as nisa
 import nki.language as nl
 
 from nki_kernels.kernels.matmul.epilogue import evict, load_extras
-from nki_kernels.kernels.matmul.slices import load_slice, matrix, mode_of, ready_slice, spans
+from nki_kernels.kernels.matmul.slices import (
+    load_pairs,
+    load_slice,
+    matrix,
+    mode_of,
+    ready_slice,
+    spans,
+)
 
 
 @dataclass(frozen=True)
@@ -66,10 +73,12 @@ class Layout(nl.NKIObject):
     Attributes:
         transpose_a: A is [K, M] instead of [M, K].
         transpose_b: B is [N, K] instead of [K, N], as PyTorch stores the weight of a linear layer.
+        double_row: the operands have 1 byte; PE contracts two rows at a time.
     """
 
     transpose_a: bool = False
     transpose_b: bool = False
+    double_row: bool = False
 
 
 @nki.jit
@@ -80,8 +89,9 @@ def matmul(a, b, bias, residual, layout, epilogue, config):
         M, N, K: any size >= 1; ragged edges are sliced, not padded.
 
     Args:
-        a: [M, K] HBM ([K, M] when layout.transpose_a), bfloat16 | float16 | float32; all operands
-            may have a batch axis in front, except the bias.
+        a: [M, K] HBM ([K, M] when layout.transpose_a), bfloat16 | float16 | float32, or
+            float8_e4m3 | float8_e5m2 with layout.double_row and even K; all operands may have a
+            batch axis in front, except the bias.
         b: [K, N] HBM ([N, K] when layout.transpose_b), dtype of a.
         bias: [N] HBM, dtype of a, or None.
         residual: [M, N] HBM, dtype of a, or None.
@@ -104,7 +114,7 @@ def matmul(a, b, bias, residual, layout, epilogue, config):
 
 def product(c, operands, layout, epilogue, config, sums=None):
     """Compute c [M, N] in HBM; with `sums` [K], also sums[k] = sum_m a[m, k] on idle Vector."""
-    steps = _steps(c, _contraction(operands["a"], layout), config)
+    steps = _steps(c, _contraction(operands["a"], layout), layout, config)
     loaded = []
     held = {}
     accumulators = []
@@ -140,10 +150,10 @@ def _contraction(a, layout):
     return a.shape[-2] if layout.transpose_a else a.shape[-1]
 
 
-def _steps(c, contraction, config):
+def _steps(c, contraction, layout, config):
     """One entry per batch, wave and contraction slice, in the order of execution."""
     rows, columns = c.shape[-2], c.shape[-1]
-    slices = spans(contraction, nl.tile_size.pmax)
+    slices = spans(contraction, nl.tile_size.pmax * (2 if layout.double_row else 1))
     blocks = []
     for batch in range(1 if len(c.shape) == 2 else c.shape[0]):
         for m in spans(rows, config.wave_m * nl.tile_size.gemm_stationary_fmax):
@@ -173,10 +183,11 @@ def _load(operands, step, held, layout, epilogue, config):
     """Start the loads of one slice; returns what the later stages pick up."""
     batch, k = step["batch"], step["k"]
     b = matrix(operands["b"], batch)
-    found = {"b": load_slice(b, k, step["n"], layout.transpose_b, config)}
+    load = load_pairs if layout.double_row else load_slice
+    found = {"b": load(b, k, step["n"], layout.transpose_b, config)}
     if step["new_a"]:
         a = matrix(operands["a"], batch)
-        held[step["index"]] = load_slice(a, k, step["m"], not layout.transpose_a, config)
+        held[step["index"]] = load(a, k, step["m"], not layout.transpose_a, config)
     found["a"] = held[step["index"]]
     if step["last"]:
         activated = epilogue.activation is not None
@@ -199,12 +210,22 @@ def wave_accumulators(step):
 def multiply(tile, slices, first):
     """Add one contraction slice to one accumulator."""
     (m_from, m_to), (n_from, n_to) = tile["m"], tile["n"]
-    nisa.nc_matmul(
-        dst=tile["psum"],
-        stationary=ready_slice(slices["a"])[:, m_from:m_to],
-        moving=ready_slice(slices["b"])[:, n_from:n_to],
-        accumulate=not first,
-    )
+    a, b = ready_slice(slices["a"]), ready_slice(slices["b"])
+    if len(a.shape) == 3:  # pairs of rows
+        nisa.nc_matmul(
+            dst=tile["psum"],
+            stationary=a[:, :, m_from:m_to],
+            moving=b[:, :, n_from:n_to],
+            accumulate=not first,
+            perf_mode=nisa.matmul_perf_mode.double_row,
+        )
+    else:
+        nisa.nc_matmul(
+            dst=tile["psum"],
+            stationary=a[:, m_from:m_to],
+            moving=b[:, n_from:n_to],
+            accumulate=not first,
+        )
 
 
 def finish_wave(c, step, accumulators, pending, started, extras, epilogue, config):

@@ -49,6 +49,27 @@ def load_slice(x, k, columns, flipped, config):
     return {"tile": tile, "rows": []}
 
 
+def load_pairs(x, k, columns, flipped, config):
+    """Start to load x[k, columns] of 1-byte elements for double row: `load_slice`'s result.
+
+    The tile is a view [pairs, 2, columns]: partition i holds rows 2 i and 2 i + 1 of the slice. A
+    DMA transposes elements of 2 bytes, and the two of a pair are one such element of a flipped
+    operand.
+    """
+    (k_start, k_stop), (start, stop) = k, columns
+    pairs, width = (k_stop - k_start) // 2, stop - start
+    if flipped:
+        both = nl.ndarray((pairs, width), dtype=nl.uint16, buffer=nl.sbuf)
+        source = x.view(nl.uint16)[start:stop, k_start // 2 : k_stop // 2]
+        nisa.dma_transpose(dst=both, src=source)
+        tile = both.view(x.dtype).reshape_dim(1, (width, 2)).permute((0, 2, 1))
+    else:
+        tile = nl.ndarray((pairs, 2, width), dtype=x.dtype, buffer=nl.sbuf)
+        source = x[k_start:k_stop, start:stop].reshape_dim(0, (pairs, 2))
+        nisa.dma_copy(dst=tile, src=source, dge_mode=mode_of(config))
+    return {"tile": tile, "rows": []}
+
+
 def ready_slice(found):
     """Return the tile of `load_slice`, transposed by PE a bank at a time where no DMA did."""
     if found["tile"] is not None:
