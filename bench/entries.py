@@ -18,7 +18,7 @@ import reference.mlp
 import reference.moe
 import reference.norm
 import reference.rope
-from bench.moe import combine_inputs, dispatch_inputs, router_inputs
+from bench.moe import combine_inputs, dispatch_inputs, grouped_inputs, router_inputs
 from nki_kernels.machine.dtypes import as_dtype
 from nki_kernels.machine.tensor import Abstract
 from nki_kernels.operators import OPERATORS
@@ -112,6 +112,9 @@ ENTRIES: Mapping[str, Entry] = {
     ),
     "dispatch": Entry(OPERATORS["dispatch"], reference.moe.dispatch, dispatch_inputs),
     "combine": Entry(OPERATORS["combine"], reference.moe.combine, combine_inputs),
+    "grouped_matmul": Entry(
+        OPERATORS["grouped_matmul"], reference.moe.grouped_matmul, grouped_inputs
+    ),
     "rms_norm": Entry(OPERATORS["rms_norm"], reference.norm.rms_norm),
     "layer_norm": Entry(OPERATORS["layer_norm"], reference.norm.layer_norm),
     "rms_norm_backward": Entry(OPERATORS["rms_norm_backward"], reference.norm.rms_norm_backward),

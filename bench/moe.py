@@ -36,3 +36,13 @@ def combine_inputs(shapes: Sequence[tuple[int, ...]], dtype: str, seed: int) -> 
     rows = rng.standard_normal(shapes[0], np.float32).astype(as_dtype(dtype).host)
     slots = np.resize(rng.permutation(shapes[0][0]), shapes[1]).astype(np.int32)
     return rows, slots, rng.random(shapes[2], np.float32)
+
+
+def grouped_inputs(shapes: Sequence[tuple[int, ...]], dtype: str, seed: int) -> tuple[Any, ...]:
+    """Return rows, a matrix per group, and offsets of a uniform multinomial load."""
+    rng = np.random.default_rng(seed)
+    host = as_dtype(dtype).host
+    a, b = (rng.standard_normal(shape, np.float32).astype(host) for shape in shapes[:2])
+    groups = shapes[2][0]
+    counts = rng.multinomial(shapes[0][0], np.full(groups, 1 / groups))
+    return a, b, np.cumsum(counts).astype(np.int32)

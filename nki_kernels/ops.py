@@ -34,6 +34,7 @@ from nki_kernels.operators.rope import rope as rope
 from nki_kernels.ops_attention import attention as attention
 from nki_kernels.ops_moe import combine as combine
 from nki_kernels.ops_moe import dispatch as dispatch
+from nki_kernels.ops_moe import grouped_matmul as grouped_matmul
 from nki_kernels.ops_moe import router as router
 
 

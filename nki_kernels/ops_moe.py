@@ -7,6 +7,7 @@ from typing import Any
 import numpy.typing as npt
 
 from nki_kernels.operators.dispatch import COMBINE, DISPATCH, DispatchConfig
+from nki_kernels.operators.grouped import GROUPED_MATMUL, GroupedConfig
 from nki_kernels.operators.router import ROUTER, RouterConfig
 
 
@@ -183,5 +184,56 @@ def combine(
     """
     options = {"out_dtype": out_dtype}
     run = COMBINE.launch((rows, slots, weights), options, config=config, target=target)
+    result: npt.NDArray[Any] = run.result
+    return result
+
+
+def grouped_matmul(
+    a: npt.NDArray[Any],
+    b: npt.NDArray[Any],
+    offsets: npt.NDArray[Any],
+    *,
+    out_dtype: Any = None,
+    config: GroupedConfig | None = None,
+    target: str | None = None,
+) -> npt.NDArray[Any]:
+    """Multiply consecutive groups of rows, each by its own matrix.
+
+    c[m, n] = sum_k a[m, k] * b[g, k, n] for offsets[g - 1] <= m < offsets[g]
+
+    `torch.nn.functional.grouped_mm` of a matrix and a batch of matrices. Groups may be empty, and
+    one may have every row. Rows from the last offset on belong to no group and are 0. Products are
+    accumulated in float32 and rounded once.
+
+    Dimensions:
+        M: rows, below 2^22    K: contraction, >= 1    N: columns, >= 1    G: groups, >= 1
+
+    Args:
+        a: [M, K], dense row-major, bfloat16 | float16 | float32.
+        b: [G, K, N], dtype of `a`.
+        offsets: [G], int32, the end of each group.
+        out_dtype: dtype of the result; None means the dtype of `a`.
+        config: tuning of the kernel; None lets the operator choose. It never changes the result.
+        target: hardware generation; None means the one in force.
+
+    Returns:
+        [M, N], a new array of dtype `out_dtype`.
+
+    Raises:
+        ShapeError: sizes or layouts that are wrong, or too large for SBUF.
+        DtypeError: a dtype that is not supported, or different ones.
+        OptionError: offsets that decrease, or end beyond M.
+        ConfigError: a `config` that cannot run on the target.
+
+    Source: the kernel is `nki_kernels.kernels.moe.grouped`.
+
+    Example:
+        >>> import numpy as np
+        >>> a, b = np.ones((4, 1), np.float32), np.array([[[1.0]], [[2.0]]], np.float32)
+        >>> grouped_matmul(a, b, np.array([1, 3], np.int32)).ravel().tolist()
+        [1.0, 2.0, 2.0, 0.0]
+    """
+    options = {"out_dtype": out_dtype}
+    run = GROUPED_MATMUL.launch((a, b, offsets), options, config=config, target=target)
     result: npt.NDArray[Any] = run.result
     return result

@@ -147,3 +147,21 @@ def combine(
         value[here] += terms
         magnitude[here] += np.abs(terms)
     return Reference(value, magnitude)
+
+
+def grouped_matmul(
+    a: npt.NDArray[Any], b: npt.NDArray[Any], offsets: npt.NDArray[Any]
+) -> Reference:
+    """Multiply each group of rows by its own matrix; rows from the last offset on are 0.
+
+    c[m, n] = sum_k a[m, k] * b[g, k, n] for offsets[g - 1] <= m < offsets[g]
+    """
+    value = np.zeros((a.shape[0], b.shape[2]))
+    magnitude = np.zeros_like(value)
+    start = 0
+    for group, stop in enumerate(offsets.tolist()):
+        rows, matrix = a[start:stop].astype(np.float64), b[group].astype(np.float64)
+        value[start:stop] = rows @ matrix
+        magnitude[start:stop] = np.abs(rows) @ np.abs(matrix)
+        start = stop
+    return Reference(value, magnitude)

@@ -6,6 +6,7 @@ from nki_kernels.operators.attention import ATTENTION, CAUSAL_ATTENTION
 from nki_kernels.operators.attention_decode import ATTENTION_DECODE, ATTENTION_DECODE_PAGED
 from nki_kernels.operators.contract import Operator
 from nki_kernels.operators.dispatch import COMBINE, DISPATCH
+from nki_kernels.operators.grouped import GROUPED_MATMUL
 from nki_kernels.operators.linear import LINEAR, LINEAR_BACKWARD, LINEAR_KN
 from nki_kernels.operators.matmul import MATMULS
 from nki_kernels.operators.matmul_fp8 import MATMUL_FP8, MATMUL_FP8_NT
@@ -39,5 +40,6 @@ OPERATORS: dict[str, Operator] = {
         ROUTER,
         DISPATCH,
         COMBINE,
+        GROUPED_MATMUL,
     )
 }

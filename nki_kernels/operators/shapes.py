@@ -207,6 +207,19 @@ def _attention_cases(op: str) -> Iterator[Case]:
             yield _case(op, model, phase, "attention", axes)
 
 
+def _grouped_cases() -> Iterator[Case]:
+    """The two products of every expert; the arrays of a short prompt, for they hold all experts."""
+    for model in MODELS:
+        if model.experts:
+            rows, width = 1024 * model.top_k, model.intermediate
+            for layer, n, k in (
+                ("expert-gate-up", 2 * width, model.hidden),
+                ("expert-down", model.hidden, width),
+            ):
+                axes = {"M": rows, "N": n, "K": k, "G": model.experts}
+                yield _case("grouped_matmul", model, "prefill", layer, axes)
+
+
 def _moe_cases(op: str) -> Iterator[Case]:
     for model, phase, tokens in _passes():
         if model.experts:
@@ -257,6 +270,7 @@ _CASES: dict[str, dict[str, Case]] = {
     **{
         op: {case.name: case for case in _moe_cases(op)} for op in ("router", "dispatch", "combine")
     },
+    "grouped_matmul": {case.name: case for case in _grouped_cases()},
     "rms_norm": {case.name: case for case in _norm_cases("rms_norm")},
     "layer_norm": {case.name: case for case in _norm_cases("layer_norm")},
     "rms_norm_backward": {case.name: case for case in _norm_backward_cases("rms_norm_backward")},
@@ -317,6 +331,7 @@ DEFAULTS: dict[str, tuple[str, ...]] = {
     ),
     "dispatch": ("mixtral-8x7b:prefill:experts", "qwen3-30b-a3b:prefill:experts"),
     "combine": ("mixtral-8x7b:prefill:experts", "qwen3-30b-a3b:prefill:experts"),
+    "grouped_matmul": ("1024x768x512x8", "gpt-oss-20b:prefill:expert-down"),
     "rms_norm": (
         "4096x4096",
         "2048x16384",

@@ -55,3 +55,33 @@ def turn(result, rows):
     psum = nl.ndarray(result.shape, dtype=nl.float32 if gen2 else rows.dtype, buffer=nl.psum)
     nisa.nc_transpose(dst=psum, data=rows, engine=nisa.engine.tensor)
     nisa.tensor_copy(dst=result, src=psum, engine=nisa.engine.vector)
+
+
+def turn_slices(rows):
+    """Return rows^T [H, rows], one view per slice of H, in SBUF; PE fills a bank per eviction."""
+    count, size = rows.shape
+    pmax = nl.tile_size.pmax
+    slices = spans(size, pmax)
+    result = nl.ndarray((min(size, pmax), len(slices) * count), dtype=rows.dtype, buffer=nl.sbuf)
+    gen2 = nisa.get_nc_version() == nisa.nc_version.gen2
+    dtype = nl.float32 if gen2 else rows.dtype
+    narrow = dtype not in (nl.float32, "float32")
+    per_bank = max(1, nl.tile_size.psum_fmax * (2 if narrow else 1) // count)
+    whole = size // pmax
+    for first, last in spans(whole, per_bank):
+        bank = nl.ndarray((pmax, (last - first) * count), dtype=dtype, buffer=nl.psum)
+        for number in range(first, last):
+            at = (number - first) * count
+            left, right = slices[number]
+            nisa.nc_transpose(
+                dst=bank[:, at : at + count], data=rows[:, left:right], engine=nisa.engine.tensor
+            )
+        nisa.tensor_copy(
+            dst=result[:, first * count : last * count], src=bank, engine=nisa.engine.vector
+        )
+    if size > whole * pmax:
+        turn(result[0 : size - whole * pmax, whole * count :], rows[:, whole * pmax :])
+    return [
+        result[0 : slices[number][1] - slices[number][0], number * count : (number + 1) * count]
+        for number in range(len(slices))
+    ]
