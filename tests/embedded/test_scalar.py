@@ -164,7 +164,7 @@ def test_a_loop_whose_end_has_no_value_runs_as_often_as_asked(trips, step):
     def kernel(x):
         register = nisa.register_alloc()
         nisa.register_load(register, tile(x))
-        nl.fori_loop(0, register, lambda i: seen.append(i), step)
+        nl.fori_loop(0, register, seen.append, step)
 
     def run(options):
         launch(kernel, (Abstract((1, 1), "int32"),), target="toy", options=options)
