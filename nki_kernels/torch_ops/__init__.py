@@ -18,9 +18,11 @@ __all__ = [
     "counters",
     "explain",
     "layer_norm",
+    "layer_norm_backward",
     "matmul",
     "reset_counters",
     "rms_norm",
+    "rms_norm_backward",
     "use",
 ]
 
@@ -29,3 +31,5 @@ _FUNCTIONS = {name: register(row) for name, row in ROWS.items()}
 matmul = _FUNCTIONS["matmul"]
 rms_norm = _FUNCTIONS["rms_norm"]
 layer_norm = _FUNCTIONS["layer_norm"]
+rms_norm_backward = _FUNCTIONS["rms_norm_backward"]
+layer_norm_backward = _FUNCTIONS["layer_norm_backward"]

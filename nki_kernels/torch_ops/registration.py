@@ -96,7 +96,7 @@ def _register_backward(definition: Any, row: Row) -> None:
     formula = row.backward
     if formula is None:
         return
-    name = row.op.name
+    name = row.gradient or row.op.name
 
     def setup(ctx: Any, inputs: Inputs, keyword_only_inputs: dict[str, Any], output: Any) -> None:
         ctx.save_for_backward(*inputs)

@@ -36,8 +36,10 @@ class Row:
         plain: the formula in PyTorch: (*inputs, **options) -> outputs; also for zero-size inputs.
         backward: the gradient in closed form, made of ops that can be traced (ours or PyTorch's);
             None if the op has no gradient. (call, needs, grads, *inputs, **options) -> one gradient
-            per input, None where `needs` is False. `call` is the op itself, on the backend of the
-            forward pass; `grads` has one per output. Statistics are computed anew from the inputs.
+            per input, None where `needs` is False. `call` is the op of `gradient`, on the backend
+            of the forward pass; `grads` has one per output. Statistics are computed anew from the
+            inputs.
+        gradient: name of the op the gradient is made of; None means the op itself.
     """
 
     op: Operator
@@ -45,6 +47,7 @@ class Row:
     notes: tuple[str, ...]
     plain: Callable[..., Tensors]
     backward: Callable[..., Grads] | None = None
+    gradient: str | None = None
 
     def complete(self, inputs: Inputs) -> Inputs:
         """Return one input per operand: PyTorch leaves optional ones off the end."""
@@ -99,21 +102,52 @@ _NORM_NOTES = (
     "out_dtype: dtype of the result; None means that of x.",
 )
 
+_NORM_GRADIENT_NOTES = (
+    "eps: added to the mean square or the variance.",
+    "out_dtype: dtype of the results; None means that of dy.",
+)
+
+
+def _norm_options(name: str) -> str:
+    return f"float eps={DEFAULT_EPS[name]}, ScalarType? out_dtype=None"
+
+
 RMS_NORM = Row(
     op=OPERATORS["rms_norm"],
-    options=f"float eps={DEFAULT_EPS['rms_norm']}, ScalarType? out_dtype=None",
+    options=_norm_options("rms_norm"),
     notes=_NORM_NOTES,
     plain=norms.rms_norm,
-    backward=norms.rms_norm_backward,
+    backward=norms.rms_norm_gradient,
+    gradient="rms_norm_backward",
 )
 
 LAYER_NORM = Row(
     op=OPERATORS["layer_norm"],
-    options=f"float eps={DEFAULT_EPS['layer_norm']}, ScalarType? out_dtype=None",
+    options=_norm_options("layer_norm"),
     notes=_NORM_NOTES,
     plain=norms.layer_norm,
-    backward=norms.layer_norm_backward,
+    backward=norms.layer_norm_gradient,
+    gradient="layer_norm_backward",
+)
+
+RMS_NORM_BACKWARD = Row(
+    op=OPERATORS["rms_norm_backward"],
+    options=_norm_options("rms_norm"),
+    notes=_NORM_GRADIENT_NOTES,
+    plain=norms.rms_norm_backward,
+    backward=norms.rms_norm_second,
+)
+
+LAYER_NORM_BACKWARD = Row(
+    op=OPERATORS["layer_norm_backward"],
+    options=_norm_options("layer_norm"),
+    notes=_NORM_GRADIENT_NOTES,
+    plain=norms.layer_norm_backward,
+    backward=norms.layer_norm_second,
 )
 
 #: Every op by name.
-ROWS: dict[str, Row] = {row.op.name: row for row in (MATMUL, RMS_NORM, LAYER_NORM)}
+ROWS: dict[str, Row] = {
+    row.op.name: row
+    for row in (MATMUL, RMS_NORM, LAYER_NORM, RMS_NORM_BACKWARD, LAYER_NORM_BACKWARD)
+}

@@ -10,6 +10,7 @@ torch = pytest.importorskip("torch")
 from torch.library import opcheck
 
 from nki_kernels.operators import OPERATORS
+from nki_kernels.operators.norm import DEFAULT_EPS
 from nki_kernels.torch_ops import BackendError, counters, explain, layer_norm, rms_norm, use
 from nki_kernels.torch_ops.rows import ROWS
 from reference.norm import layer_norm as layer_reference
@@ -84,6 +85,7 @@ def test_empties(name, shape, backend):
     assert got.shape == shape
     assert set(counters()) == {(name, "empty")}
     got.sum().backward()
+    assert set(counters()) == {(name, "empty"), (f"{name}_backward", "empty")}
     assert x.grad.shape == shape
     assert same_bits(weight.grad, torch.zeros(shape[1]))
 
@@ -147,7 +149,7 @@ def test_gradients_are_those_of_the_float64_formula(name, given, dtype, backend)
     y = OPS[name](x, **parameters, eps=0.125, backend=backend)
     dy = tensor((rows, size), y.dtype, 11)
     grads = dict(zip(leaves, torch.autograd.grad(y, list(leaves.values()), dy), strict=True))
-    assert counters() == {(name, backend): 1}
+    assert counters() == {(name, backend): 1, (f"{name}_backward", backend): 1}
     wide = {key: array(value).astype(np.float64) for key, value in leaves.items()}
     expected = {key: np.zeros(value.shape) for key, value in wide.items()}
     magnitude = {key: np.zeros(value.shape) for key, value in wide.items()}
@@ -182,6 +184,54 @@ def test_only_the_gradients_that_are_needed_are_computed(name):
 
 
 @pytest.mark.parametrize(("name", "given"), GIVEN)
+def test_gradients_on_the_simulator_have_the_bits_of_the_numpy_call(name, given):
+    x, parameters = inputs(given, torch.bfloat16)
+    leaves = [x.requires_grad_(), *(value.requires_grad_() for value in parameters.values())]
+    y = OPS[name](x, **parameters, backend="simulator")
+    dy = tensor(y.shape, torch.bfloat16, 11)
+    weight = array(parameters["weight"]) if "weight" in given else None
+    run = OPERATORS[f"{name}_backward"].launch((array(dy), array(x), weight), {})
+    want = dict(zip(("x", "weight", "bias"), run.result, strict=False))
+    for key, grad in zip(("x", *given), torch.autograd.grad(y, leaves, dy), strict=True):
+        assert array(grad).tobytes() == want[key].tobytes(), key
+
+
+@pytest.mark.parametrize("backend", ["simulator", "torch"])
+@pytest.mark.parametrize("name", OPS)
+def test_a_wider_result_has_its_gradients_rounded_once(name, backend):
+    """dy is no bfloat16 number: rounding it to the inputs' dtype, or dx twice, would show."""
+    x, parameters = inputs(("weight",), torch.bfloat16)
+    leaves = [x.requires_grad_(), parameters["weight"].requires_grad_()]
+    y = OPS[name](x, **parameters, out_dtype=torch.float32, backend=backend)
+    dy = tensor(y.shape, torch.float32, 11)
+    wide = getattr(torch.ops.nki_kernels, f"{name}_backward")(
+        dy, x.detach().float(), leaves[1].detach().float(), eps=DEFAULT_EPS[name], backend=backend
+    )
+    for grad, want in zip(torch.autograd.grad(y, leaves, dy), wide, strict=False):
+        assert same_bits(grad, want.to(torch.bfloat16))
+
+
+def test_parameters_of_another_dtype_have_gradients_of_theirs():
+    x, parameters = inputs(("weight", "bias"), torch.bfloat16)
+    values = [value.float().requires_grad_() for value in parameters.values()]
+    y = layer_norm(x.requires_grad_(), *values)
+    grads = torch.autograd.grad(y, [x, *values], tensor(y.shape, y.dtype, 11))
+    assert [grad.dtype for grad in grads] == [torch.bfloat16, torch.float32, torch.float32]
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_the_second_derivative_on_the_simulator_is_that_of_the_formula(name):
+    results = []
+    for backend in ("simulator", "torch"):
+        x, parameters = inputs(("weight",), torch.float32, (4, 6))
+        y = OPS[name](x.requires_grad_(), **parameters, backend=backend)
+        dy = tensor(y.shape, y.dtype, 11).requires_grad_()
+        (dx,) = torch.autograd.grad(y, x, dy, create_graph=True)
+        results.append(torch.autograd.grad(dx, (x, dy), tensor(y.shape, y.dtype, 12)))
+    assert all(same_bits(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize(("name", "given"), GIVEN)
 def test_the_second_derivative_is_that_of_pytorch(name, given):
     rows, size = 3, 5
     x, parameters = inputs(given, torch.float64, (rows, size))
@@ -211,6 +261,18 @@ def test_opcheck(name, given, backend):
     values = [x.t().contiguous().t().requires_grad_()]
     values += [parameters[key].requires_grad_() if key in given else None for key in names]
     opcheck(getattr(torch.ops.nki_kernels, name).default, tuple(values), {"backend": backend})
+
+
+@pytest.mark.parametrize("backend", ["simulator", "torch"])
+@pytest.mark.parametrize("given", [(), ("weight",)])
+@pytest.mark.parametrize("name", OPS)
+def test_opcheck_of_the_gradients(name, given, backend):
+    x, parameters = inputs(given, torch.float32, (5, 6))
+    dy = tensor((5, 6), torch.float32, 11)
+    values = (dy.requires_grad_(), x.requires_grad_(), parameters.get("weight"))
+    opcheck(
+        getattr(torch.ops.nki_kernels, f"{name}_backward").default, values, {"backend": backend}
+    )
 
 
 @pytest.mark.parametrize("name", OPS)
@@ -246,4 +308,4 @@ def test_a_compiled_call_and_its_gradients_are_those_of_the_eager_call(name):
             call(x, weight).float().square().sum().backward()
         results.append((x.grad, weight.grad))
     assert all(same_bits(a, b) for a, b in zip(*results, strict=True))
-    assert set(counters()) == {(name, "simulator")}
+    assert set(counters()) == {(name, "simulator"), (f"{name}_backward", "simulator")}
