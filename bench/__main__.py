@@ -21,7 +21,15 @@ from bench.host import (
 )
 from bench.nkibench import nkibench_table, nkibench_work
 from bench.progress import progress
-from bench.record import read_results, require_writable, write_json, write_text
+from bench.record import (
+    BenchError,
+    read_results,
+    require_writable,
+    write_bytes,
+    write_json,
+    write_text,
+)
+from bench.report import page_of, png_of
 from bench.running import (
     default_shapes,
     entries_of,
@@ -100,6 +108,12 @@ def _parser() -> argparse.ArgumentParser:
     tuning.add_argument("--json", type=Path, metavar="F", help="write the results to F as well")
     tuning.add_argument("--write", action="store_true", help="keep them in operators/tuned/")
     tuning.set_defaults(command=_tune)
+
+    reporting = commands.add_parser("report", help="a page of the results, or a picture")
+    reporting.add_argument("results", type=Path, nargs="+", metavar="F.json", help="of run --json")
+    reporting.add_argument("-o", "--output", type=Path, metavar="F.html", help="write the page")
+    reporting.add_argument("--png", type=Path, metavar="F.png", help="write roofline and heat map")
+    reporting.set_defaults(command=_report)
 
     comparison = commands.add_parser("compare", help="what changed between two runs")
     comparison.add_argument("old", type=Path, metavar="OLD.json", help="written by run --json")
@@ -201,6 +215,23 @@ def _tune(arguments: argparse.Namespace) -> int:
     if arguments.write:
         print("\n".join(f"wrote {path}" for path in write_tuned(results)))
     return FAILED if any(result.failure for result in results) else 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    outputs = {"--output": arguments.output, "--png": arguments.png}
+    if not any(outputs.values()):
+        raise BenchError("report writes nothing: neither --output nor --png; name one of them")
+    for option, path in outputs.items():
+        if path is not None:
+            require_writable(path, option)
+    results = [result for path in arguments.results for result in read_results(path)]
+    if arguments.output is not None:
+        write_text(arguments.output, page_of(results))
+    if arguments.png is not None:
+        write_bytes(arguments.png, png_of(results))
+    for path in filter(None, outputs.values()):
+        print(f"wrote {path} ({path.stat().st_size:,} bytes)")
+    return 0
 
 
 def _compare(arguments: argparse.Namespace) -> int:
