@@ -1,4 +1,21 @@
-"""Attention over whole sequences: fast where exponentials stay in range, exact where not."""
+"""Attention over whole sequences: fast where exponentials stay in range, exact where not.
+
+Scores stand transposed, S^T[key, query] = K Q^T, 128 keys on partitions and a block of 512 queries
+along the free axis. Then exp(S^T), evicted from PSUM as it is, is already the stationary operand of
+O[query] += P^T · [V | 1]: no transposes of P, no pass of Vector over scores, and the last column
+sums exactly the rounded P that multiplies V. A maximum per query does not fit this layout (Scalar's
+bias is per partition, here a key), and the usual one, queries on partitions, pays for it: Vector's
+maximum, Scalar's exponential, PE's transposes and their eviction take 870 ns a tile, 49 % of peak.
+No shift at all is right whenever every row's sum stays in range, and the sums say so afterwards; a
+device loop of 0 or 1 turns runs `exact.py` over everything where one did not.
+
+Budget per tile of 128 x 512, D = 128 (useful: 427 ns): PE 217 + 4 * 57 = 445; Scalar 0.974 * 512 +
+0.833 * 512 + 92 = 1017 over two banks, 508; Vector and GpSimd nothing but per block of queries.
+Scalar limits: 84 % in the steady state. With one bank per exponential it is 591 and 72 %; whether
+an instruction may span banks is documented nowhere, so that figure stands beside (S 16384 causal:
+1081 us, 80.9 %, against 1286 us, 68 %; `banks=1` is the safe setting). PSUM: four output tiles own
+a bank each, since their sums interleave, and two groups of two banks hold scores.
+"""
 
 from __future__ import annotations
 
@@ -156,8 +173,8 @@ def _exponentials(step, rule):
         for number in range(len(tiles["q"])):
             nisa.nc_matmul(
                 dst=s[:, at : at + right - left],
-                stationary=loads_slice(tiles, number, start, keys),
-                moving=tiles["q"][number][:, left:right],
+                stationary=_keys(tiles, number, start, keys),
+                moving=tiles["q"][number][:, tiles["q_at"] + left : tiles["q_at"] + right],
                 accumulate=number > 0,
             )
     scores, scale = s, rule.scale
@@ -176,11 +193,11 @@ def _exponentials(step, rule):
     return p
 
 
-def loads_slice(tiles, number, start, keys):
+def _keys(tiles, number, start, keys):
     """Return the transposed keys start .. start + keys - 1, rows `number` of the depth."""
-    chunk = tiles["k"][start // tiles["chunk"]]
-    at = start % tiles["chunk"]
-    return chunk[number][:, at : at + keys]
+    row = tiles["base"] + start
+    at = row % tiles["size"]
+    return tiles["k"][row // tiles["size"]][number][:, at : at + keys]
 
 
 def select(p, query, key, bound, rule):
@@ -204,9 +221,9 @@ def _multiply(o, step, p, depth):
     sub = nl.tile_size.gemm_stationary_fmax
     size = step["block"][1] - step["block"][0]
     for piece in group["pieces"]:
-        start = piece["keys"][0]
-        chunk = tiles["v"][start // tiles["chunk"]]
-        values = chunk[: group["keys"], start % tiles["chunk"] // nl.tile_size.pmax, :]
+        row = tiles["base"] + piece["keys"][0]
+        chunk = tiles["v"][row // tiles["size"]]
+        values = chunk[: group["keys"], row % tiles["size"] // nl.tile_size.pmax, :]
         left, right = piece["columns"]
         for column in range(left, right, sub):
             count = min(sub, size - column)
