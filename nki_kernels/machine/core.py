@@ -364,7 +364,8 @@ class Run:
         )  # fmt: skip
         events.append(event)
         if self.team is not None:
-            self.team.note(event, self.rank, [args[at] for at in plan.writes])
+            views = [[args[at] for at in places] for places in (plan.reads, plan.writes)]
+            self.team.note(event, self.rank, *views)
         return event
 
     def _execute(

@@ -7,7 +7,7 @@ completes it for all and records the events, in order of members.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -16,6 +16,7 @@ from nki_kernels.machine.core import Run, write_values
 from nki_kernels.machine.crew import Crew
 from nki_kernels.machine.dtypes import Array
 from nki_kernels.machine.errors import KernelError, NkiKernelsError
+from nki_kernels.machine.indirection import row_accesses
 from nki_kernels.machine.instruction import Call
 from nki_kernels.machine.tensor import MemoryRegion, NkiTensor
 from nki_kernels.machine.trace import MEETING, Access, Event, Site, Tile, Work, where
@@ -87,6 +88,8 @@ class Team:
         self._meetings: dict[Any, dict[int, Offer]] = {}
         #: Per rank and event, a digest of the bytes it wrote to shared HBM.
         self.digests: list[dict[int, int]] = [{} for _ in ranks]
+        #: Per rank and event, what its accesses to shared HBM with run-time addresses touched.
+        self.rows: list[dict[int, list[tuple[Access, tuple[Access, ...]]]]] = [{} for _ in ranks]
         for rank, cores in enumerate(ranks):
             for run in cores:
                 run.team, run.rank = self, rank
@@ -150,15 +153,35 @@ class Team:
             )
         return found
 
-    def note(self, event: Event, rank: int, views: Iterable[NkiTensor]) -> None:
-        """Remember what an event wrote to shared HBM: two cores may write the same."""
+    def note(
+        self, event: Event, rank: int, reads: Sequence[NkiTensor], writes: Sequence[NkiTensor]
+    ) -> None:
+        """Remember what the trace of an event does not show of shared HBM.
+
+        That is what it wrote, as two cores may write the same, and which rows it touched where
+        their addresses are known at run time only.
+        """
         if len(self.ranks[rank]) == 1:
             return
-        shared = [v for v in views if v.mem.tile.shared and v.dynamic is None]
-        if shared and not any(v.mem.abstract for v in shared):
-            self.digests[rank][event.seq] = hash(
-                tuple([v.mem.bits(v.region).tobytes() for v in shared])
+        rows: dict[int, tuple[Access, ...]] = {}
+        for view in (*reads, *writes):
+            if view.dynamic is not None and view.mem.tile.shared:
+                found = row_accesses(view)
+                if found is not None:
+                    rows[id(view)] = found
+                    self.rows[rank].setdefault(event.seq, []).append((view.access, found))
+        shared = [v for v in writes if v.mem.tile.shared]
+        if not shared or any(v.mem.abstract for v in shared):
+            return
+        regions = [
+            (v.mem, region)
+            for v in shared
+            for region in (
+                [v.region] if v.dynamic is None else [row[1:5] for row in rows.get(id(v), ())]
             )
+        ]
+        left = [mem.bits(region).tobytes() for mem, region in regions]
+        self.digests[rank][event.seq] = hash(tuple(left))
 
     def _label(self, run: Run) -> str:
         core = f"core {run.core}" if run.lnc > 1 or len(self.ranks) == 1 else ""

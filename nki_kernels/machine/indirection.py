@@ -16,7 +16,7 @@ from nki_kernels.hardware.spec import CoreSpec, Engine
 from nki_kernels.machine.dtypes import Array
 from nki_kernels.machine.errors import OutOfBounds
 from nki_kernels.machine.memory import uninitialized
-from nki_kernels.machine.tensor import NkiTensor
+from nki_kernels.machine.tensor import NkiTensor, read_index
 from nki_kernels.machine.trace import Access, where
 
 if TYPE_CHECKING:
@@ -27,6 +27,40 @@ if TYPE_CHECKING:
 def group_size(engine: Engine, spec: CoreSpec) -> int:
     """Return the partitions that share a list of offsets."""
     return spec.quadrant if engine is Engine.tensor else spec.gpsimd.core_partitions
+
+
+def row_starts(view: NkiTensor) -> list[int]:
+    """Return the element at which each row of dimension 0 starts, run-time addresses resolved."""
+    count, stride = view.shape[0], view.strides[0]
+    dynamic = view.dynamic
+    if dynamic is None:
+        return [view.offset + i * stride for i in range(count)]
+    if dynamic.kind == "scalar":
+        base = view.offset + read_index(dynamic.index) * dynamic.scale
+        return [base + i * stride for i in range(count)]
+    flat = dynamic.index.numpy().T.reshape(-1)[:count]
+    return [view.offset + int(i) * dynamic.scale for i in flat]
+
+
+def row_accesses(view: NkiTensor) -> tuple[Access, ...] | None:
+    """Return what the rows of a view in HBM with a run-time address touch; None if unknown.
+
+    Rows that leave the tensor are left out, as a DMA that skips them leaves them out.
+    """
+    if view.dynamic is not None:
+        index = view.dynamic.index
+        if index.mem.abstract if isinstance(index, NkiTensor) else index.abstract:
+            return None
+    shape, strides, size = view.shape[1:], view.strides[1:], view.dtype.itemsize
+    reach = sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+    limit = view.mem.nbytes // size - reach
+    return tuple(
+        [
+            Access(view.mem.tile, start, shape, strides, size)
+            for start in row_starts(view)
+            if 0 <= start < limit
+        ]
+    )
 
 
 class Columns(NkiTensor):

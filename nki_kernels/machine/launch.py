@@ -181,7 +181,8 @@ class Job:
                 bound.run.report(options.level(check), finding)
             team = bound.run.team
             if team is not None and options.lnc_race != "off":
-                for race in race_errors(trace, team.digests[bound.run.rank]):
+                rank = bound.run.rank
+                for race in race_errors(trace, team.digests[rank], team.rows[rank]):
                     bound.run.report(options.lnc_race, race)
             self._changed = bound.changed()
 

@@ -262,3 +262,112 @@ def test_a_program_races_exactly_if_two_steps_between_barriers_do(steps):
             launch(kernel, (-1 - counted(3, 2),), lnc=2)
     else:
         launch(kernel, (-1 - counted(3, 2),), lnc=2)
+
+
+# -- run-time addresses ----------------------------------------------------------------------------
+
+
+def rows_of(x, index):
+    """The rows of `x` that `index` in HBM names, as a view with run-time addresses."""
+    width = x.shape[1]
+    pattern = [[width, index.shape[0]], [1, width]]
+    return x.ap(pattern=pattern, vector_offset=loaded(index), indirect_dim=0)
+
+
+def scattered(x, index, value):
+    data = filled(value, index.shape[0], x.shape[1])
+    nisa.dma_copy(dst=rows_of(x, index), src=data, oob_mode=nisa.oob_mode.skip)
+
+
+def gathered(x, index):
+    nisa.dma_copy(dst=sbuf(index.shape[0], x.shape[1]), src=rows_of(x, index))
+
+
+def indices(*rows):
+    return np.array(rows, np.int32)[:, None]
+
+
+ROWS = st.lists(st.integers(0, 7), min_size=2, max_size=4)
+
+
+@given(mine=ROWS, theirs=ROWS, kinds=st.sampled_from(["ww", "wr", "rw", "rr"]))
+def test_scattered_rows_race_exactly_if_both_touch_one(mine, theirs, kinds):
+    def kernel(x, *rows):
+        core = nl.program_id()
+        if kinds[core] == "w":
+            scattered(x, rows[core], float(core))
+        else:
+            gathered(x, rows[core])
+
+    arrays = (-1 - counted(8, 4), indices(*mine), indices(*theirs))
+    if "w" in kinds and set(mine) & set(theirs):
+        with pytest.raises(KernelError, match="lnc_race"):
+            launch(kernel, arrays, lnc=2)
+    else:
+        launch(kernel, arrays, lnc=2)
+
+
+@given(rows=ROWS, start=st.integers(0, 6), columns=st.integers(1, 4))
+def test_scattered_rows_race_with_the_part_of_a_direct_access(rows, start, columns):
+    def kernel(x, index):
+        if nl.program_id() == 0:
+            write(x[start : start + 2, 0:columns], 7.0)
+        else:
+            scattered(x, index, 8.0)
+
+    arrays = (-1 - counted(8, 4), indices(*rows))
+    if {start, start + 1} & set(rows):
+        with pytest.raises(KernelError, match="lnc_race"):
+            launch(kernel, arrays, lnc=2)
+    else:
+        launch(kernel, arrays, lnc=2)
+
+
+def test_the_same_rows_scattered_twice_are_no_race():
+    clean(lambda core, x, i: scattered(x, i, 5.0), counted(8, 4), indices(3, 1))
+
+
+def test_rows_that_are_skipped_touch_nothing():
+    def body(core, x, *rows):
+        scattered(x, rows[core], float(core))
+
+    clean(body, counted(8, 4), indices(0, 8), indices(8, 1))
+
+
+def test_rows_at_unknown_addresses_are_left_out():
+    def body(core, x, index):
+        scattered(x, index, float(core))
+
+    clean(body, Abstract((8, 4), "float32"), Abstract((2, 1), "int32"))
+
+
+def test_a_barrier_orders_scattered_rows():
+    def body(core, x, index):
+        if core == 0:
+            scattered(x, index, 1.0)
+        nisa.core_barrier(x, (0, 1))
+        if core == 1:
+            scattered(x, index, 2.0)
+
+    clean(body, counted(8, 4), indices(2, 5))
+
+
+@pytest.mark.parametrize("rows", [slice(0, 1), slice(1, 2)])
+def test_zeroing_twice_and_then_a_part_each_is_a_race(rows):
+    """The slower core may wipe out what the faster one wrote (published kernels have that)."""
+
+    def body(core, x):
+        write(x, 0.0)
+        if core == 0:
+            write(x[rows], 3.0)
+
+    assert "(core 0) writes [1, 4]" in raced(body, counted(2, 4))
+
+
+def test_zeroing_twice_and_then_the_same_twice_is_no_race():
+    def body(core, x):
+        write(x, 0.0)
+        write(x[0:1], 3.0)
+        loaded(x[0:1])
+
+    clean(body, counted(2, 4))

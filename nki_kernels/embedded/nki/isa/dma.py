@@ -13,9 +13,10 @@ from nki_kernels.hardware.spec import Engine
 from nki_kernels.machine import dtypes, work
 from nki_kernels.machine.dtypes import Array
 from nki_kernels.machine.errors import OutOfBounds, UninitializedRead
+from nki_kernels.machine.indirection import row_starts
 from nki_kernels.machine.instruction import Context, instruction
 from nki_kernels.machine.rules import BufferIs, Operands, Rule, SameDtype, SameSize, memory
-from nki_kernels.machine.tensor import NkiTensor, read_index
+from nki_kernels.machine.tensor import NkiTensor
 from nki_kernels.machine.trace import where
 
 _PSUM_REMEDY = "copy it to SBUF with tensor_copy or activation first"
@@ -127,16 +128,7 @@ class Rows(NamedTuple):
 
 def rows_of(view: NkiTensor) -> Rows:
     """Resolve the run-time addresses of a view, judged row by row on addresses."""
-    count, stride = view.shape[0], view.strides[0]
-    dynamic = view.dynamic
-    if dynamic is None:
-        starts = [view.offset + i * stride for i in range(count)]
-    elif dynamic.kind == "scalar":
-        base = view.offset + read_index(dynamic.index) * dynamic.scale
-        starts = [base + i * stride for i in range(count)]
-    else:
-        flat = dynamic.index.numpy().T.reshape(-1)[:count]
-        starts = [view.offset + int(i) * dynamic.scale for i in flat]
+    starts = row_starts(view)
     reach = sum((n - 1) * s for n, s in zip(view.shape[1:], view.strides[1:], strict=True))
     limit = view.mem.nbytes // view.dtype.itemsize
     inside = [s >= 0 and s + reach < limit for s in starts]
