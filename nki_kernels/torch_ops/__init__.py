@@ -19,6 +19,8 @@ __all__ = [
     "explain",
     "layer_norm",
     "layer_norm_backward",
+    "linear",
+    "linear_backward",
     "matmul",
     "reset_counters",
     "rms_norm",
@@ -29,6 +31,8 @@ __all__ = [
 _FUNCTIONS = {name: register(row) for name, row in ROWS.items()}
 
 matmul = _FUNCTIONS["matmul"]
+linear = _FUNCTIONS["linear"]
+linear_backward = _FUNCTIONS["linear_backward"]
 rms_norm = _FUNCTIONS["rms_norm"]
 layer_norm = _FUNCTIONS["layer_norm"]
 rms_norm_backward = _FUNCTIONS["rms_norm_backward"]

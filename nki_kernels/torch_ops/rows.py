@@ -16,7 +16,7 @@ from torch import Tensor
 from nki_kernels.operators import OPERATORS
 from nki_kernels.operators.contract import Operator
 from nki_kernels.operators.norm import DEFAULT_EPS
-from nki_kernels.torch_ops import norms
+from nki_kernels.torch_ops import linears, norms
 
 Tensors: TypeAlias = tuple[Tensor, ...]
 #: The inputs of a call, one per operand of the contract; None where an optional one is left out.
@@ -97,6 +97,23 @@ MATMUL = Row(
     backward=_matmul_backward,
 )
 
+LINEAR = Row(
+    op=OPERATORS["linear"],
+    options="ScalarType? out_dtype=None",
+    notes=("out_dtype: dtype of the result; None means that of x.",),
+    plain=linears.linear,
+    backward=linears.linear_gradient,
+    gradient="linear_backward",
+)
+
+LINEAR_BACKWARD = Row(
+    op=OPERATORS["linear_backward"],
+    options="ScalarType? out_dtype=None",
+    notes=("out_dtype: dtype of the results; None means that of dy.",),
+    plain=linears.linear_backward,
+    backward=linears.linear_second,
+)
+
 _NORM_NOTES = (
     "eps: added to the mean square or the variance.",
     "out_dtype: dtype of the result; None means that of x.",
@@ -149,5 +166,13 @@ LAYER_NORM_BACKWARD = Row(
 #: Every op by name.
 ROWS: dict[str, Row] = {
     row.op.name: row
-    for row in (MATMUL, RMS_NORM, LAYER_NORM, RMS_NORM_BACKWARD, LAYER_NORM_BACKWARD)
+    for row in (
+        MATMUL,
+        LINEAR,
+        LINEAR_BACKWARD,
+        RMS_NORM,
+        LAYER_NORM,
+        RMS_NORM_BACKWARD,
+        LAYER_NORM_BACKWARD,
+    )
 }

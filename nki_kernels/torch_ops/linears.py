@@ -1,10 +1,10 @@
 """Formula and gradient of `linear` in PyTorch, in float32 (float64 for float64), rounded once.
 
-    y = scale * x·weightᵀ + bias + residual
-    dz = scale * dy;  dx = dz·weight;  dweight = dzᵀ·x;  dbias = sum_m dy;  dresidual = dy
+    y = x·weightᵀ + bias + residual
+    dx = dy·weight;  dweight = dyᵀ·x;  dbias = sum_m dy;  dresidual = dy
 
-The gradient runs `linear_backward`, one kernel for dx, dweight and dbias. Activations are PyTorch's:
-what their gradient needs, the argument, never leaves a fused kernel.
+The gradient runs `linear_backward`, one kernel for dx, dweight and dbias. Scale and activation are
+left to PyTorch: the argument that their gradient needs never leaves a fused kernel.
 """
 
 from __future__ import annotations
@@ -28,14 +28,13 @@ def linear(
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     *,
-    scale: float = 1.0,
     out_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, ...]:
-    """y[m, n] = scale * sum_k x[m, k] * weight[n, k] + bias[n] + residual[m, n]."""
+    """y[m, n] = sum_k x[m, k] * weight[n, k] + bias[n] + residual[m, n]."""
     if x.dtype != weight.dtype:
         torch.mm(x, weight.t())  # refused in PyTorch's words
     wide = _wide(x)
-    y = scale * torch.mm(x.to(wide), weight.to(wide).t())
+    y = torch.mm(x.to(wide), weight.to(wide).t())
     for addend in (bias, residual):
         if addend is not None:
             y = y + addend.to(wide)
@@ -61,7 +60,6 @@ def linear_gradient(
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     *,
-    scale: float = 1.0,
     out_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor | None, ...]:
     """Return the gradients of x, weight, bias and residual."""
@@ -71,8 +69,6 @@ def linear_gradient(
         # With an `out_dtype`, dy may be wider than x; what is narrower is widened to meet it.
         wide = torch.promote_types(dy.dtype, x.dtype)
         found[:3] = call(dy.to(wide), x.to(wide), weight.to(wide), out_dtype=x.dtype)
-        if scale != 1.0:
-            found[:2] = [part * scale for part in found[:2] if part is not None]
     return tuple(part if need else None for part, need in zip(found, needs, strict=True))
 
 
