@@ -423,7 +423,9 @@ class _TransposeOperands(Rule):
             return (
                 f"data {data.dtype} into dst {dst.dtype}; dst must be {wanted} on {ops.spec.name}"
             )
-        if ops.engine is Engine.tensor and data.dtype.itemsize == 1 and work.inner_step(dst) != 2:
+        narrow = ops.engine is Engine.tensor and data.dtype.itemsize == 1
+        # One column has no step.
+        if narrow and dst.shape[-1] > 1 and work.inner_step(dst) != 2:
             return (
                 f"1-byte {data.dtype} with a dst step of {work.inner_step(dst)} bytes; each result "
                 "takes 16 bits in PSUM: give dst an extra innermost dimension of 2 and pass [..., "
