@@ -43,15 +43,18 @@ def rope_inputs(shapes: Shapes, dtype: str, seed: int) -> Arrays:
     return x, np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
 
 
-def decode_inputs(shapes: Shapes, dtype: str, seed: int) -> Arrays:
-    """Return queries, a full cache (its pages shuffled, if it has a table) and sinks."""
+def decode_inputs(shapes: Shapes, dtype: str, seed: int, *, quantized: bool = False) -> Arrays:
+    """Return queries, a full cache (its pages shuffled, if it has a table), sinks and scales."""
+    shapes, scales = (shapes[:-2], shapes[-2:]) if quantized else (shapes, ())
     q, k, v, *tables, lengths, sinks = shapes
     rng = np.random.default_rng(seed + 1)
     context = k[2] * (tables[0][1] if tables else 1)
     order = [rng.permutation(k[0])[: math.prod(t)].reshape(t).astype(np.int32) for t in tables]
     full = np.full(lengths, context, np.int32)
     extra = rng.standard_normal(sinks).astype(np.float32)
-    return (*normal_inputs((q, k, v), dtype, seed), *order, full, extra)
+    factors = [rng.uniform(0.5, 2.0, scale).astype(np.float32) for scale in scales]
+    cache = normal_inputs((k, v), "float8_e4m3" if quantized else dtype, seed + 2)
+    return (*normal_inputs((q,), dtype, seed), *cache, *order, full, extra, *factors)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,12 +128,14 @@ ENTRIES: Mapping[str, Entry] = {
     "causal_attention": Entry(
         OPERATORS["causal_attention"], partial(reference.attention.attention, causal=True)
     ),
-    "attention_decode": Entry(
-        OPERATORS["attention_decode"], reference.decode.attention_decode, decode_inputs
-    ),
-    "attention_decode_paged": Entry(
-        OPERATORS["attention_decode_paged"], reference.decode.attention_decode_paged, decode_inputs
-    ),
+    **{
+        "attention_decode" + form: Entry(
+            OPERATORS["attention_decode" + form],
+            getattr(reference.decode, "attention_decode" + form),
+            partial(decode_inputs, quantized=form.endswith("fp8")),
+        )
+        for form in ("", "_paged", "_fp8", "_paged_fp8")
+    },
     "rope": Entry(OPERATORS["rope"], reference.rope.rope, rope_inputs),
     "rope_batched": Entry(OPERATORS["rope_batched"], reference.rope.rope, rope_inputs),
 }

@@ -91,3 +91,38 @@ def attention_decode_paged(
 ) -> tuple[Reference, Reference]:
     """`attention_decode` over the pages [N, G, P, D] that the table [B, W] names."""
     return attention_decode(q, gathered(k, table), gathered(v, table), lengths, sinks, **options)
+
+
+def attention_decode_fp8(
+    q: npt.NDArray[Any],
+    k: npt.NDArray[Any],
+    v: npt.NDArray[Any],
+    lengths: npt.NDArray[Any],
+    sinks: npt.NDArray[Any] | None,
+    k_scale: npt.NDArray[Any],
+    v_scale: npt.NDArray[Any],
+    **options: Any,
+) -> tuple[Reference, Reference]:
+    """`attention_decode` over k * k_scale and v * v_scale, scales [G]."""
+    return attention_decode(q, _scaled(k, k_scale), _scaled(v, v_scale), lengths, sinks, **options)
+
+
+def attention_decode_paged_fp8(
+    q: npt.NDArray[Any],
+    k: npt.NDArray[Any],
+    v: npt.NDArray[Any],
+    table: npt.NDArray[Any],
+    lengths: npt.NDArray[Any],
+    sinks: npt.NDArray[Any] | None,
+    k_scale: npt.NDArray[Any],
+    v_scale: npt.NDArray[Any],
+    **options: Any,
+) -> tuple[Reference, Reference]:
+    """`attention_decode_paged` over k * k_scale and v * v_scale, scales [G]."""
+    keys, values = (_scaled(gathered(x, table), s) for x, s in ((k, k_scale), (v, v_scale)))
+    return attention_decode(q, keys, values, lengths, sinks, **options)
+
+
+def _scaled(x: npt.NDArray[Any], scale: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    wide: npt.NDArray[np.float64] = np.asarray(x, dtype=np.float64)
+    return wide * np.asarray(scale, dtype=np.float64)[None, :, None, None]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nki_kernels.operators.attention import ATTENTION, CAUSAL_ATTENTION
-from nki_kernels.operators.attention_decode import ATTENTION_DECODE, ATTENTION_DECODE_PAGED
+from nki_kernels.operators.attention_decode import DECODES
 from nki_kernels.operators.contract import Operator
 from nki_kernels.operators.dispatch import COMBINE, DISPATCH
 from nki_kernels.operators.grouped import GROUPED_MATMUL
@@ -33,8 +33,7 @@ OPERATORS: dict[str, Operator] = {
         RMS_NORM_BACKWARD,
         LAYER_NORM_BACKWARD,
         *ROPES.values(),
-        ATTENTION_DECODE,
-        ATTENTION_DECODE_PAGED,
+        *DECODES.values(),
         ATTENTION,
         CAUSAL_ATTENTION,
         ROUTER,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,10 @@ from nki_kernels.kernels.attention.decode import attention_decode as contiguous_
 from nki_kernels.kernels.attention.decode_steps import DecodeConfig, DecodeRule
 from nki_kernels.kernels.attention.paged import attention_decode_paged as paged_kernel
 from nki_kernels.machine.dtypes import as_dtype
+from nki_kernels.machine.errors import OptionError
 from nki_kernels.operators.contract import Axes, Operand, Operator, Options
 
-__all__ = ["ATTENTION_DECODE", "ATTENTION_DECODE_PAGED", "DecodeConfig", "attention_decode"]
+__all__ = ["DECODES", "DecodeConfig", "attention_decode"]
 
 DTYPES = ("bfloat16", "float16", "float32")
 
@@ -44,13 +46,17 @@ def _keys(axes: Axes) -> int:
 
 
 def _needed(
-    axes: Axes, itemsize: int, heads: int, tokens: int, ahead: int, lag: int, spec: CoreSpec
+    axes: Axes, stored: int, heads: int, tokens: int, ahead: int, lag: int, spec: CoreSpec
 ) -> int:
-    """Bytes of a partition that a step of `heads` heads and `tokens` keys each takes."""
+    """Bytes of a partition that a step of `heads` heads and `tokens` keys each takes.
+
+    `stored` is the size of an element of K and V.
+    """
+    itemsize = max(2, stored)
     slices = math.ceil(axes["D"] / spec.partitions)
     each, rows = _each(axes), axes["H"] * axes["T"]
     columns = tokens + (1 if "S" in axes and axes["S"] % spec.partitions else 0)
-    keys, values = (heads * columns * axes[letter] * itemsize for letter in "DE")
+    keys, values = (heads * columns * axes[letter] * stored for letter in "DE")
     scores = heads * columns * each * (4 * 2 + itemsize * 2)
     turned = (lag + 2) * slices * spec.psum_bank_bytes
     queries = 2 * rows * slices * itemsize
@@ -65,22 +71,22 @@ def _needed(
     return (ahead + 1) * keys + (ahead + 2) * values + scores + fixed
 
 
-def _shape(axes: Axes, itemsize: int, spec: CoreSpec) -> tuple[int, int, int, int]:
+def _shape(axes: Axes, stored: int, spec: CoreSpec) -> tuple[int, int, int, int]:
     """Return (heads, tokens, ahead, lag): as large as they come, then as early as they fit."""
     room = int(spec.sbuf_usable_bytes * _PACKED)
     most = max(1, spec.partitions // _each(axes))
     choices = [h for h in range(min(most, axes["G"]), 0, -1) if axes["G"] % h == 0]
     for ahead, lag in ((1, 3), (0, 1), (0, 0)):
         for heads in choices:
-            for tokens in _tokens(axes, itemsize, heads, spec):
-                if _needed(axes, itemsize, heads, tokens, ahead, lag, spec) <= room:
+            for tokens in _tokens(axes, stored, heads, spec):
+                if _needed(axes, stored, heads, tokens, ahead, lag, spec) <= room:
                     return heads, tokens, ahead, lag
     return 1, 1, 0, 0
 
 
-def _tokens(axes: Axes, itemsize: int, heads: int, spec: CoreSpec) -> list[int]:
+def _tokens(axes: Axes, stored: int, heads: int, spec: CoreSpec) -> list[int]:
     """Return the keys per partition to try, the longest first."""
-    most = max(1, _TILE_BYTES // (heads * axes["D"] * itemsize))
+    most = max(1, _TILE_BYTES // (heads * axes["D"] * stored))
     if "P" not in axes:
         # Blocks of one length, as few as it takes.
         whole = max(1, axes["S"] // spec.partitions)
@@ -99,13 +105,17 @@ def _powers(size: int) -> list[int]:
     return [size >> n for n in range(size.bit_length())]
 
 
-def _configure(axes: Axes, dtype: str, spec: CoreSpec) -> DecodeConfig:
-    heads, tokens, ahead, lag = _shape(axes, as_dtype(dtype).itemsize, spec)
+def _stored(dtype: str, quantized: bool) -> int:
+    return 1 if quantized else as_dtype(dtype).itemsize
+
+
+def _configure(quantized: bool, axes: Axes, dtype: str, spec: CoreSpec) -> DecodeConfig:
+    heads, tokens, ahead, lag = _shape(axes, _stored(dtype, quantized), spec)
     scalar = _BY_SCALAR if spec.generation >= 3 else 0
     return DecodeConfig(heads, tokens, ahead, lag, scalar, spec.generation >= 3)
 
 
-def _limits(axes: Axes, dtype: str, spec: CoreSpec) -> tuple[str, ...]:
+def _limits(quantized: bool, axes: Axes, dtype: str, spec: CoreSpec) -> tuple[str, ...]:
     if axes["H"] % axes["G"]:
         reason = (
             f"{axes['H']} query heads share {axes['G']} key heads; the first must be a multiple of "
@@ -125,8 +135,8 @@ def _limits(axes: Axes, dtype: str, spec: CoreSpec) -> tuple[str, ...]:
         )
     if "P" in axes:
         reasons += _page_limits(axes, spec)
-    itemsize, room = as_dtype(dtype).itemsize, int(spec.sbuf_usable_bytes * _PACKED)
-    least = _needed(axes, itemsize, 1, 1, 0, 0, spec)
+    room = int(spec.sbuf_usable_bytes * _PACKED)
+    least = _needed(axes, _stored(dtype, quantized), 1, 1, 0, 0, spec)
     if not reasons and least > room:
         reasons.append(
             f"a step of one key head takes {least} bytes of a partition, {spec.name} has {room}; "
@@ -168,9 +178,8 @@ def _finite(value: Any) -> bool:
     return number and not isinstance(value, bool) and math.isfinite(np.float32(value))
 
 
-def _value_problems(inputs: Sequence[Any], options: Options) -> tuple[str, ...]:
-    paged = len(inputs) == 6
-    lengths, k = np.asarray(inputs[-2]), inputs[1]
+def _value_problems(paged: bool, inputs: Sequence[Any], options: Options) -> tuple[str, ...]:
+    lengths, k = np.asarray(inputs[4 if paged else 3]), inputs[1]
     most = inputs[3].shape[1] * k.shape[2] if paged else k.shape[2]
     wrong = [int(n) for n in lengths if not 0 <= n <= most]
     if wrong:
@@ -227,63 +236,61 @@ def _chain(axes: Axes, spec: CoreSpec) -> int:
     return 2
 
 
-def _arguments(inputs: Sequence[Any], options: Options, config: DecodeConfig) -> tuple[Any, ...]:
+def _arguments(
+    quantized: bool, inputs: Sequence[Any], options: Options, config: DecodeConfig
+) -> tuple[Any, ...]:
     depth, scale = inputs[0].shape[3], options.get("scale")
     rule = DecodeRule(
         scale=float(depth**-0.5 if scale is None else scale),
         window=int(options.get("window") or 0),
         softcap=float(options.get("softcap") or 0.0),
     )
-    return *inputs, rule, config
+    scales = () if quantized else (None, None)
+    return *inputs, *scales, rule, config
 
 
-def _operator(name: str, kernel: Any, cache: tuple[Operand, ...], order: str) -> Operator:
+def _operator(paged: bool, quantized: bool) -> Operator:
+    cache = ("N", "G", "P") if paged else ("B", "G", "S")
+    stored = "float8_e4m3" if quantized else None
+    scales = [Operand(name, ("G",), dtype="float32") for name in ("k_scale", "v_scale")]
     return Operator(
-        name=name,
+        name="attention_decode" + "_paged" * paged + "_fp8" * quantized,
         summary="out = softmax(scale * q.k) v over the first keys of a cache; lse = log sum exp",
         inputs=(
             Operand("q", ("B", "H", "T", "D")),
-            *cache,
+            Operand("k", (*cache, "D"), dtype=stored),
+            Operand("v", (*cache, "E"), dtype=stored),
+            *([Operand("table", ("B", "W"), dtype="int32")] if paged else []),
             Operand("lengths", ("B",), dtype="int32"),
             Operand("sinks", ("H",), optional=True, dtype="float32"),
+            *(scales if quantized else []),
         ),
         outputs=(
             Operand("out", ("B", "H", "T", "E")),
             Operand("lse", ("B", "H", "T"), dtype="float32"),
         ),
-        axis_order=tuple(order),
-        dtypes=DTYPES,
+        axis_order=tuple("BHGTWPNDE" if paged else "BHGTSDE"),
+        dtypes=DTYPES[:2] if quantized else DTYPES,
         flops=_flops,
         roundings=1,
         chain=_chain,
-        configure=_configure,
+        configure=partial(_configure, quantized),
         reduced=_reduced,
-        kernel=kernel,
-        arguments=_arguments,
-        limits=_limits,
+        kernel=paged_kernel if paged else contiguous_kernel,
+        arguments=partial(_arguments, quantized),
+        limits=partial(_limits, quantized),
         option_problems=_option_problems,
         config_problems=_config_problems,
-        value_problems=_value_problems,
+        value_problems=partial(_value_problems, paged),
     )
 
 
-ATTENTION_DECODE = _operator(
-    "attention_decode",
-    contiguous_kernel,
-    (Operand("k", ("B", "G", "S", "D")), Operand("v", ("B", "G", "S", "E"))),
-    "BHGTSDE",
-)
-
-ATTENTION_DECODE_PAGED = _operator(
-    "attention_decode_paged",
-    paged_kernel,
-    (
-        Operand("k", ("N", "G", "P", "D")),
-        Operand("v", ("N", "G", "P", "E")),
-        Operand("table", ("B", "W"), dtype="int32"),
-    ),
-    "BHGTWPNDE",
-)
+#: By (paged, fp8 cache).
+DECODES: dict[tuple[bool, bool], Operator] = {
+    (paged, quantized): _operator(paged, quantized)
+    for paged in (False, True)
+    for quantized in (False, True)
+}
 
 
 def attention_decode(
@@ -294,6 +301,8 @@ def attention_decode(
     *,
     table: npt.NDArray[Any] | None = None,
     sinks: npt.NDArray[Any] | None = None,
+    k_scale: npt.NDArray[Any] | None = None,
+    v_scale: npt.NDArray[Any] | None = None,
     scale: float | None = None,
     window: int | None = None,
     softcap: float | None = None,
@@ -315,12 +324,15 @@ def attention_decode(
     Args:
         q: [B, H, T, D], bfloat16 | float16 | float32; the last T positions of each sequence.
         k: [B, G, S, D], dtype of `q`; or, with a table, pages [N, G, P, D], P a power of 2.
-        v: [B, G, S, E] or [N, G, P, E], likewise.
+            With 2-byte queries also float8_e4m3.
+        v: [B, G, S, E] or [N, G, P, E], dtype of `k`.
         lengths: [B] int32, keys of each sequence, those of the new queries included. What lies
             behind them has no weight but must be finite.
         table: [B, W] int32: page `table[b, j // P]` holds key j. Entries behind the last key may be
             anything.
         sinks: [H] float32, one more score per head, without a value.
+        k_scale: [G] float32, factors of float8_e4m3 keys by head; None is 1.
+        v_scale: likewise of the values.
         scale: None is D ** -0.5.
         window: keys a query attends, counted back from its own; None is no limit.
         softcap: s becomes softcap * tanh(s / softcap); None is no cap.
@@ -348,9 +360,17 @@ def attention_decode(
         (array([[[[1., 1.]]]], dtype=float32), array([[[2.]]], dtype=float32))
     """
     options = {"scale": scale, "window": window, "softcap": softcap}
-    op, cache = ATTENTION_DECODE, (k, v)
-    if table is not None:
-        op, cache = ATTENTION_DECODE_PAGED, (k, v, table)
-    run = op.launch((q, *cache, lengths, sinks), options, config=config, target=target)
+    quantized = str(getattr(k, "dtype", None)) == "float8_e4m3"
+    inputs = [q, k, v, *([] if table is None else [table]), lengths, sinks]
+    if quantized:
+        ones = np.ones(k.shape[1], np.float32)
+        inputs += [ones if factors is None else factors for factors in (k_scale, v_scale)]
+    elif k_scale is not None or v_scale is not None:
+        raise OptionError(
+            f"attention_decode: k_scale or v_scale is given and k has dtype {k.dtype}; scales "
+            "belong to a float8_e4m3 cache; multiply them into `scale` and the result"
+        )
+    op = DECODES[table is not None, quantized]
+    run = op.launch(inputs, options, config=config, target=target)
     out, lse = run.result
     return out, lse

@@ -236,7 +236,7 @@ def _decode_cases(op: str) -> Iterator[Case]:
         if model.decodes:
             size = model.head_dim
             axes = {"B": batch, "H": model.heads, "G": model.kv_heads, "T": 1}
-            if op == "attention_decode":
+            if "paged" not in op:
                 axes |= {"S": context}
             else:
                 axes |= {"W": context // page, "P": page, "N": batch * context // page}
@@ -280,7 +280,12 @@ _CASES: dict[str, dict[str, Case]] = {
     **{op: {case.name: case for case in _rope_cases(op)} for op in ("rope", "rope_batched")},
     **{
         op: {case.name: case for case in _decode_cases(op)}
-        for op in ("attention_decode", "attention_decode_paged")
+        for op in (
+            "attention_decode",
+            "attention_decode_paged",
+            "attention_decode_fp8",
+            "attention_decode_paged_fp8",
+        )
     },
 }
 for _problem in PROBLEMS:
@@ -365,6 +370,8 @@ DEFAULTS: dict[str, tuple[str, ...]] = {
     "rope_batched": ("llama3-8b:decode:q",),
     "attention_decode": ("llama3-8b:decode:attention", "gpt-oss-20b:decode:attention"),
     "attention_decode_paged": ("llama3-8b:decode:attention",),
+    "attention_decode_fp8": ("llama3-8b:decode:attention",),
+    "attention_decode_paged_fp8": ("llama3-8b:decode:attention",),
 }
 
 

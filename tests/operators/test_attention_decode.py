@@ -12,8 +12,7 @@ import reference.decode
 from nki_kernels.hardware import spec_for
 from nki_kernels.machine.errors import ConfigError, OptionError, ShapeError
 from nki_kernels.operators.attention_decode import (
-    ATTENTION_DECODE,
-    ATTENTION_DECODE_PAGED,
+    DECODES,
     DecodeConfig,
     attention_decode,
 )
@@ -23,6 +22,7 @@ from tests.tolerance import assert_close
 
 DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float32": np.float32}
 TOY = spec_for("toy")
+ATTENTION_DECODE, ATTENTION_DECODE_PAGED = DECODES[False, False], DECODES[True, False]
 TRUTH = st.booleans()
 types = st.sampled_from(list(DTYPES))
 
@@ -122,6 +122,36 @@ def test_real_pages_match_the_reference(page, width, target):
     *pages, table = in_pages(k, v, page, 3)
     got = attention_decode(q, *pages, lengths, table=table, target=target)
     compare(got, inputs, f"{page}x{width}", target)
+
+
+@given(dtype=st.sampled_from(["bfloat16", "float16"]), seed=seeds(), paged=TRUTH,
+       softcap=choices["softcap"], width=st.integers(1, 9), group=sizes["group"], t=sizes["t"],
+       d=sizes["d"])  # fmt: skip
+def test_an_fp8_cache_is_its_values_times_its_scales(
+    dtype, seed, paged, softcap, width, group, t, d
+):
+    q, k, v, lengths = operands(seed, 2, 2 * group, 2, t, 4 * width, d, 3, dtype)
+    k, v = (x.astype(ml_dtypes.float8_e4m3) for x in (k, v))
+    k_scale, v_scale = (
+        np.ldexp(1.0, np.random.default_rng(seed + i).integers(-3, 4, 2)).astype(np.float32)
+        for i in range(2)
+    )
+    # Powers of 2: the reference's own keys and values are exact.
+    whole = [x.astype(np.float64) * y[None, :, None, None] for x, y in ((k, k_scale), (v, v_scale))]
+    stored = in_pages(k, v, 4, seed) if paged else (k, v, None)
+    got = attention_decode(
+        q, *stored[:2], lengths, table=stored[2], k_scale=k_scale, v_scale=v_scale,
+        softcap=softcap, target="toy",
+    )  # fmt: skip
+    compare(got, (q, *whole, lengths), f"{width}x{group}x{t}x{d}", softcap=softcap)
+
+
+@pytest.mark.parametrize("target", ["trn1", "trn2", "trn3"])
+def test_an_fp8_cache_of_real_size(target):
+    q, k, v, lengths = operands(7, 2, 8, 2, 1, 300, 128, 128, "bfloat16")
+    k, v = (x.astype(ml_dtypes.float8_e4m3) for x in (k, v))
+    got = attention_decode(q, k, v, lengths, target=target)
+    compare(got, (q, k, v, lengths), "fp8", target)
 
 
 @given(dtype=types, seed=seeds(), paged=TRUTH, heads=st.integers(1, 3), tokens=st.integers(1, 3),
@@ -287,6 +317,8 @@ ILLEGAL = {
                "config.heads is 0; an int from 1 on is needed; raise it"),
     "descriptors": (plain(), {"config": CONFIG, "target": "trn1"}, ConfigError,
                     "config.hwdge is True; trn1 has no hardware descriptor engine; set it False"),
+    "scales": (plain(), {"k_scale": np.ones(2, np.float32)}, OptionError,
+               "k_scale or v_scale is given and k has dtype float32; scales belong to a float8_e"),
     "no page": (*pages(table=np.array([[0, 1], [2, 6]], np.int32)), OptionError,
                 "table has page 6 before the end of its sequence; the cache has pages 0 to 5"),
     "page of three": (*pages(page=3), ShapeError, "a page has 3 keys; a power of 2 is needed"),

@@ -21,7 +21,7 @@ from nki_kernels.kernels.attention.decode_steps import (
 
 
 @nki.jit
-def attention_decode(q, k, v, lengths, sinks, rule, config):
+def attention_decode(q, k, v, lengths, sinks, k_scale, v_scale, rule, config):
     """softmax(scale * q k^T) v over the first lengths[b] keys of each sequence.
 
     Query t of T stands at position lengths[b] - T + t and attends the keys up to its own, `window`
@@ -33,10 +33,12 @@ def attention_decode(q, k, v, lengths, sinks, rule, config):
 
     Args:
         q: [B, H, T, D] HBM, bfloat16 | float16 | float32.
-        k: [B, G, S, D] HBM, dtype of q.
-        v: [B, G, S, E] HBM, dtype of q.
+        k: [B, G, S, D] HBM, dtype of q; or fp8 beside 2-byte queries.
+        v: [B, G, S, E] HBM, dtype of k.
         lengths: [B] HBM int32, 0 .. S. Keys beyond are masked, but must be finite.
         sinks: [H] HBM float32, or None.
+        k_scale: [G] HBM float32, factors of fp8 keys by head, or None.
+        v_scale: likewise of the values.
         rule: DecodeRule.
         config: DecodeConfig.
 
@@ -52,7 +54,7 @@ def attention_decode(q, k, v, lengths, sinks, rule, config):
     """
     config = fitted(config, k.shape[1], q.shape[1] // k.shape[1] * q.shape[2], None)
     cache = Contiguous(k, v, config)
-    return decode(q, cache, lengths, sinks, rule, config)
+    return decode(q, cache, lengths, sinks, (k_scale, v_scale), rule, config)
 
 
 class Contiguous:
@@ -110,7 +112,7 @@ class Contiguous:
         return self.positions[start]
 
 
-def decode(q, cache, lengths, sinks, rule, config):
+def decode(q, cache, lengths, sinks, scales, rule, config):
     """Attend a cache, step by step of some heads and a block of keys; see attention_decode."""
     batches, heads, queries, _ = q.shape
     share = heads // cache.heads, queries
@@ -120,6 +122,10 @@ def decode(q, cache, lengths, sinks, rule, config):
     constants = Constants(lengths, queries, config)
     logarithms = Logarithms(lse, config)
     sink_rows = load_sinks(sinks, queries, config)
+    factor = rule.scale / rule.softcap if rule.softcap > 0.0 else rule.scale
+    key_factor, value_scale = load_vector(scales[0], config), load_vector(scales[1], config)
+    if key_factor is not None:
+        nisa.tensor_scalar(dst=key_factor, data=key_factor, op0=nl.multiply, operand0=factor)
     steps = _steps(batches, cache, config)
     loaded = 0
     state = {}
@@ -132,8 +138,13 @@ def decode(q, cache, lengths, sinks, rule, config):
             step = steps[number]
             _prepare(step, state, cache, constants, rule)
             first = step["heads"][0] * share[0] * share[1]
+            keys, mask = step["keys"], state["mask"]
+            of_heads = factor
+            if key_factor is not None:
+                of_heads = key_factor[:, step["heads"][0] : step["heads"][1]]
+            queries_turned = state["queries"]
             scores = Scores(
-                step["keys"], state["queries"], first, share, state["mask"], rule, config
+                keys, queries_turned, first, share, mask, of_heads, rule.softcap, config
             )
             step["scores"] = scores
             scores.run(0.5)
@@ -144,19 +155,28 @@ def decode(q, cache, lengths, sinks, rule, config):
             scores.run(1.0)
             steps[number]["keys"] = None
         if number > 0:
-            _values(steps[number - 1], weights, state, share, out, logarithms, config)
+            _values(steps[number - 1], weights, state, share, out, logarithms, value_scale, config)
     logarithms.flush()
     return out, lse
 
 
+def load_vector(vector, config):
+    """Return a float32 vector [n] on every partition, [P, n]; None for None."""
+    if vector is None:
+        return None
+    pmax, size = nl.tile_size.pmax, vector.shape[0]
+    tile = nl.ndarray((pmax, size), dtype=nl.float32, buffer=nl.sbuf)
+    source = vector.ap(pattern=[[0, pmax], [1, size]])
+    nisa.dma_copy(dst=tile, src=source, dge_mode=mode_of(config))
+    return tile
+
+
 def load_sinks(sinks, queries, config):
     """Return the sinks on every partition, once per query: [P, H * T]; None for None."""
+    tile = load_vector(sinks, config)
     if sinks is None:
         return None
-    pmax, heads = nl.tile_size.pmax, sinks.shape[0]
-    tile = nl.ndarray((pmax, heads), dtype=nl.float32, buffer=nl.sbuf)
-    source = sinks.ap(pattern=[[0, pmax], [1, heads]])
-    nisa.dma_copy(dst=tile, src=source, dge_mode=mode_of(config))
+    pmax, heads = tile.shape
     if queries == 1:
         return tile
     wide = nl.ndarray((pmax, heads, queries), dtype=nl.float32, buffer=nl.sbuf)
@@ -207,12 +227,14 @@ def _softmax(step, state, sink_rows, share, constants, cache):
     if step["first"]:
         sinks = None if sink_rows is None else sink_rows[:, start * each : stop * each]
         state[start] = Rows(sinks, cache.depth, (stop - start) * each)
-    weights = state[start].softmax(step["scores"].scores, constants, step["values"].dtype)
+    weights = state[start].softmax(
+        step["scores"].scores, constants, step["scores"].queries[0].dtype
+    )
     step["scores"] = None
     return weights
 
 
-def _values(step, weights, state, share, out, logarithms, config):
+def _values(step, weights, state, share, out, logarithms, value_scale, config):
     start = step["heads"][0]
     rows = state[start]
     rows.add_values(weights, step["values"])
@@ -220,5 +242,7 @@ def _values(step, weights, state, share, out, logarithms, config):
     if step["last"]:
         each = share[0] * share[1]
         offset = step["batch"] * out.shape[1] * out.shape[2] + start * each
-        maximum, total = rows.finish(out, offset, config)
+        if value_scale is not None:
+            value_scale = value_scale[:, start : step["heads"][1]]
+        maximum, total = rows.finish(out, offset, value_scale, config)
         logarithms.add(maximum, total)

@@ -100,6 +100,13 @@ def transposed_dtype(dtype):
     return nl.float32 if nisa.get_nc_version() == nisa.nc_version.gen2 else dtype
 
 
+def sizeof(dtype):
+    """Return the bytes of an element of K and V: 4, 2, or 1 for fp8."""
+    if dtype == nl.float32:
+        return 4
+    return 2 if dtype in (nl.bfloat16, nl.float16) else 1
+
+
 class Constants:
     """What every step needs: ones, the identity, and where each query ends.
 
@@ -201,12 +208,14 @@ class Scores:
     """The scores of one step, formed group by group of keys.
 
     `keys` is a tile [rows, heads, n, D]; `queries` the transposed queries, from column `first` on,
-    `share` (R, T) of them per KV head. `mask` [rows, n, T].
+    `share` (R, T) of them per KV head. `mask` [rows, n, T]. `factor` of the products: a number, or
+    [P, heads] on every partition; with a cap it is that of the argument of tanh.
     """
 
-    def __init__(self, keys, queries, first, share, mask, rule, config):
+    def __init__(self, keys, queries, first, share, mask, factor, softcap, config):
         self.keys, self.queries, self.first = keys, queries, first
-        self.share, self.mask, self.rule, self.config = share, mask, rule, config
+        self.share, self.mask, self.config = share, mask, config
+        self.factor, self.softcap = factor, softcap
         rows, heads, count, _ = keys.shape
         columns = share[0] * share[1]
         self.scores = nl.ndarray((rows, heads, count, columns), dtype=nl.float32, buffer=nl.sbuf)
@@ -224,7 +233,7 @@ class Scores:
         rows, heads, count, _ = self.keys.shape
         columns = self.share[0] * self.share[1]
         per_bank = max(1, nl.tile_size.gemm_moving_fmax // columns)
-        size = 4 if transposed_dtype(self.keys.dtype) == nl.float32 else 2
+        size = 2 if sizeof(self.keys.dtype) == 1 else sizeof(transposed_dtype(self.keys.dtype))
         together = max(1, 4 * nl.tile_size.gemm_moving_fmax // size // rows)
         groups = []
         for head in range(heads):
@@ -248,18 +257,24 @@ class Scores:
         found = []
         for left, right in spans(depth, nl.tile_size.pmax):
             shape = (right - left, (stop - start) * rows)
-            psum = nl.ndarray(shape, dtype=transposed_dtype(dtype), buffer=nl.psum)
+            psum = self._bank(shape, dtype)
             for j in range(start, stop):
                 at = (j - start) * rows
                 data = self.keys[:, head, j, left:right]
                 nisa.nc_transpose(dst=psum[:, at : at + rows], data=data, engine=nisa.engine.tensor)
-            turned = nl.ndarray(shape, dtype=dtype, buffer=nl.sbuf)
+            turned = nl.ndarray(shape, dtype=self.queries[0].dtype, buffer=nl.sbuf)
             by_scalar = self.evicted * self.config.scalar % 8 + self.config.scalar >= 8
             engine = nisa.engine.scalar if by_scalar else nisa.engine.vector
             nisa.tensor_copy(dst=turned, src=psum, engine=engine)
             self.evicted += 1
             found.append(turned)
         return found
+
+    def _bank(self, shape, dtype):
+        """Return a tile of PSUM for transposes; 1-byte results take 16 bits each there."""
+        if sizeof(dtype) == 1:
+            return nl.ndarray((*shape, 2), dtype=dtype, buffer=nl.psum)[:, :, 0]
+        return nl.ndarray(shape, dtype=transposed_dtype(dtype), buffer=nl.psum)
 
     def _form(self, group, turned):
         head, left, right, start, stop = group
@@ -283,18 +298,20 @@ class Scores:
 
     def _finish(self, head, left, right):
         """Scale, cap and mask the scores of a bank."""
-        rule, (each, queries) = self.rule, self.share
-        shape = (self.keys.shape[0], right - left, each, queries)
-        data = self.psum.reshape(shape)
-        scale = rule.scale
-        if rule.softcap > 0.0:
+        each, queries = self.share
+        rows = self.keys.shape[0]
+        shape = (rows, right - left, each, queries)
+        data, factor = self.psum.reshape(shape), self.factor
+        if not isinstance(factor, float):
+            factor = factor[0:rows, head : head + 1]
+        if self.softcap > 0.0:
             capped = nl.ndarray(shape, dtype=nl.float32, buffer=nl.sbuf)
-            nisa.activation(dst=capped, op=nl.tanh, data=data, scale=scale / rule.softcap)
-            data, scale = capped, rule.softcap
+            nisa.activation(dst=capped, op=nl.tanh, data=data, scale=factor)
+            data, factor = capped, self.softcap
         mask = self.mask[:, left:right, :].expand_dim(2).broadcast(2, each)
         target = self.scores[:, head, left:right, :].reshape_dim(2, (each, queries))
         nisa.scalar_tensor_tensor(
-            dst=target, data=data, op0=nl.multiply, operand0=scale, op1=nl.add, operand1=mask
+            dst=target, data=data, op0=nl.multiply, operand0=factor, op1=nl.add, operand1=mask
         )
 
 
@@ -399,15 +416,21 @@ class Rows:
             outputs.append(self._all(nl.add, psum, old))
         self.outputs = outputs
 
-    def finish(self, target, offset, config):
+    def finish(self, target, offset, value_scale, config):
         """Store outputs / total to rows `offset`.. of `target`; return (maximum, total) [1, ...].
 
-        The outputs and the total of a row whose every score is masked are 0.
+        The outputs of a row whose every score is masked are 0. `value_scale` [P, heads] of fp8
+        values, or None.
         """
         total = nl.ndarray(self.total.shape, dtype=nl.float32, buffer=nl.sbuf)
         nisa.tensor_scalar(dst=total, data=self.total, op0=nl.maximum, operand0=_LEAST)
         factor = nl.ndarray(total.shape, dtype=nl.float32, buffer=nl.sbuf)
         nisa.reciprocal(dst=factor, data=total)
+        if value_scale is not None:
+            heads = value_scale.shape[1]
+            each = factor.reshape_dim(1, (heads, self.columns // heads))
+            scale = value_scale.expand_dim(2).broadcast(2, each.shape[2])
+            nisa.tensor_tensor(dst=each, data1=each, data2=scale, op=nl.multiply)
         cuts = spans(self.depth, nl.tile_size.pmax)
         result = nl.ndarray((self.columns, self.depth), dtype=target.dtype, buffer=nl.sbuf)
         for number in range(len(cuts)):

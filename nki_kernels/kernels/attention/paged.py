@@ -11,7 +11,7 @@ from nki_kernels.kernels.attention.decode_steps import fitted, mode_of, position
 
 
 @nki.jit
-def attention_decode_paged(q, k, v, table, lengths, sinks, rule, config):
+def attention_decode_paged(q, k, v, table, lengths, sinks, k_scale, v_scale, rule, config):
     """attention_decode over pages: key j of sequence b is row j % P of page table[b, j // P].
 
     Dimensions:
@@ -20,12 +20,14 @@ def attention_decode_paged(q, k, v, table, lengths, sinks, rule, config):
 
     Args:
         q: [B, H, T, D] HBM, bfloat16 | float16 | float32.
-        k: [N, G, P, D] HBM, dtype of q.
-        v: [N, G, P, E] HBM, dtype of q.
+        k: [N, G, P, D] HBM, dtype of q; or fp8 beside 2-byte queries.
+        v: [N, G, P, E] HBM, dtype of k.
         table: [B, W] HBM int32. Entries behind the last key may be anything; what they point to,
             moved into 0 .. N - 1, is masked but must be finite.
         lengths: [B] HBM int32, 0 .. W * P.
         sinks: [H] HBM float32, or None.
+        k_scale: [G] HBM float32, factors of fp8 keys by head, or None.
+        v_scale: likewise of the values.
         rule: DecodeRule.
         config: DecodeConfig.
 
@@ -36,7 +38,7 @@ def attention_decode_paged(q, k, v, table, lengths, sinks, rule, config):
         step, in one descriptor: software makes 64 of them in about 1 us.
     """
     config = fitted(config, k.shape[1], q.shape[1] // k.shape[1] * q.shape[2], k.shape[2])
-    return decode(q, Paged(k, v, table, config), lengths, sinks, rule, config)
+    return decode(q, Paged(k, v, table, config), lengths, sinks, (k_scale, v_scale), rule, config)
 
 
 class Paged:
