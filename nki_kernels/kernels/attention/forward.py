@@ -27,6 +27,7 @@ import nki.language as nl
 
 from nki_kernels.kernels.attention.exact import exact_attention
 from nki_kernels.kernels.attention.loads import Loads
+from nki_kernels.kernels.attention.masks import Masks
 from nki_kernels.kernels.attention.plan import groups_of, masks_of, pieces_of, spans
 from nki_kernels.kernels.attention.sums import Sums
 
@@ -98,7 +99,8 @@ def _optimistic(q, k, v, sinks, out, lse, rule, config):
     whatever the shift; 0 is free. The sums and the results show it afterwards.
     """
     steps = _steps(q, k, rule, config)
-    loads = Loads(q, k, v, steps, config)
+    loads = Loads(q, k, v, steps, rule, config)
+    masks = Masks(rule)
     sums = Sums(q, k, sinks, out, lse, rule, config)
     width, sub = nl.tile_size.gemm_moving_fmax, nl.tile_size.gemm_stationary_fmax
     # An output tile has a bank of its own: their sums interleave, which one bank would not bear.
@@ -109,7 +111,7 @@ def _optimistic(q, k, v, sinks, out, lse, rule, config):
     for at in range(len(steps) + config.lag):
         if at < len(steps):
             loads.run_to(at + config.ahead)
-            lagging.append(_exponentials(steps[at], rule))
+            lagging.append(_exponentials(steps[at], rule, masks))
         if at >= config.lag:
             step = steps[at - config.lag]
             _multiply(o, step, lagging[at - config.lag], v.shape[3])
@@ -162,7 +164,7 @@ def _steps(q, k, rule, config):
     return steps
 
 
-def _exponentials(step, rule):
+def _exponentials(step, rule, masks):
     """Return exp(scores) of a group, [keys, columns], masked."""
     group, tiles = step["group"], step["tiles"]
     keys, used = group["keys"], group["used"]
@@ -189,7 +191,7 @@ def _exponentials(step, rule):
         span = (first, step["block"][0] + piece["columns"][1])
         for start, stop, bound in masks_of(span, piece["keys"], rule):
             at = piece["at"] + start - first
-            select(p[:, at : at + stop - start], start, piece["keys"][0], bound, rule)
+            masks.apply(p[:, at : at + stop - start], start, piece["keys"][0], bound)
     return p
 
 
@@ -198,21 +200,6 @@ def _keys(tiles, number, start, keys):
     row = tiles["base"] + start
     at = row % tiles["size"]
     return tiles["k"][row // tiles["size"]][number][:, at : at + keys]
-
-
-def select(p, query, key, bound, rule):
-    """Set p[key, query] to 0 in place outside a bound; the tile begins at `query` and `key`."""
-    sign = 1 if bound == "right" else -1
-    reach = rule.right if bound == "right" else rule.left
-    nisa.affine_select(
-        dst=p,
-        pattern=[[sign, p.shape[1]]],
-        channel_multiplier=-sign,
-        on_true_tile=p,
-        on_false_value=0.0,
-        cmp_op=nl.greater_equal,
-        offset=sign * (query + rule.offset - key) + reach,
-    )
 
 
 def _multiply(o, step, p, depth):

@@ -7,6 +7,9 @@ import nki.language as nl
 
 from nki_kernels.kernels.attention.plan import spans
 
+#: Keys of a window up to which the contraction is not filled.
+_NARROW = 512
+
 
 class Loads:
     """Issues loads some groups ahead and hands each group its tiles.
@@ -15,10 +18,12 @@ class Loads:
     for each block of queries. Short heads share a load: each costs its queue 0.6 us.
     """
 
-    def __init__(self, q, k, v, steps, config):
+    def __init__(self, q, k, v, steps, rule, config):
         self.q, self.k, self.v = q, k, v
         self.steps, self.config = steps, config
         self.issued = 0
+        # With a narrow window PE has time for half the clock, and GpSimd none for filling rows.
+        self.fill = config.fill and (rule.left is None or rule.left >= _NARROW)
         self.size = config.chunk * nl.tile_size.pmax
         self.query_home = None
         self.queries = None
@@ -94,7 +99,7 @@ class Loads:
         tiles = []
         for left, right in spans(depth, nl.tile_size.pmax):
             rows = right - left
-            full = nl.tile_size.pmax if self.config.fill else rows
+            full = nl.tile_size.pmax if self.fill else rows
             tile = nl.ndarray((full, count), dtype=source.dtype, buffer=nl.sbuf)
             if full > rows:
                 # The array's clock is halved while less than half of its rows work.
