@@ -111,6 +111,7 @@ def shapes_table(operators: Mapping[str, tuple[Operator, Sequence[str]]]) -> str
         lines = textwrap.wrap(f"{name}: {op.summary}", WIDTH, subsequent_indent="  ")
         lines.append(f"dtypes: {', '.join(op.dtypes)}")
         lines += render(rows, ("  shape", order))
-        lines.append(f"* = timed by 'run {name}' when no shape is named; any {order} works too.")
+        foot = f"* = timed by 'run {name}' when no shape is named; any {order} works too."
+        lines += textwrap.wrap(foot, WIDTH, subsequent_indent="  ")
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
