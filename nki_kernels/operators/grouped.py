@@ -33,19 +33,9 @@ def _slices(axes: Axes, spec: CoreSpec) -> int:
     return math.ceil(axes["K"] / spec.partitions)
 
 
-def _block(axes: Axes, spec: CoreSpec) -> int:
-    """Row tiles per pass: no more than a group has on average.
-
-    A pass costs a barrier of 4 to 9 us: with half as many tiles Qwen3's 128 groups of 256 rows take
-    15 % longer, although fewer rows are padding (model, trn2).
-    """
-    tiles = max(1, axes["M"] // (axes["G"] * spec.partitions))
-    return min(_MOST_TILES, 1 << (tiles.bit_length() - 1))
-
-
 def _row_bytes(axes: Axes, itemsize: int, block: int, spec: CoreSpec) -> int:
-    """Bytes per partition of the rows at work: those of a block, and two tiles turned."""
-    return (block * axes["K"] + 2 * _slices(axes, spec) * spec.partitions) * itemsize
+    """Bytes per partition of a block of rows: this panel's and the next one's, and turned."""
+    return block * (2 * axes["K"] + _slices(axes, spec) * spec.partitions) * itemsize
 
 
 def _room(axes: Axes, itemsize: int, block: int, spec: CoreSpec) -> int:
@@ -75,17 +65,30 @@ def _limits(axes: Axes, dtype: str, spec: CoreSpec) -> tuple[str, ...]:
     return tuple(reasons)
 
 
+def _width(axes: Axes, itemsize: int, block: int, spec: CoreSpec) -> int:
+    """Return the columns of a panel for a block of rows, 0 where none fits."""
+    fitting = _room(axes, itemsize, block, spec) // _column_bytes(axes, itemsize, spec)
+    most = min(axes["N"], fitting, _MOST_BANKS * spec.moving_fmax)
+    # Equal panels instead of full ones and a thin last one.
+    return math.ceil(axes["N"] / math.ceil(axes["N"] / most)) if most > 0 else 0
+
+
 def _configure(axes: Axes, dtype: str, spec: CoreSpec) -> GroupedConfig:
+    """Weigh the barriers of many short passes against the padding of the last, half empty one."""
     itemsize = as_dtype(dtype).itemsize
-    block = _block(axes, spec)
-    column = _column_bytes(axes, itemsize, spec)
-    while block > 1 and _room(axes, itemsize, block, spec) < column * spec.moving_fmax:
-        block //= 2
-    fitting = _room(axes, itemsize, block, spec) // column
-    width = min(axes["N"], fitting, _MOST_BANKS * spec.moving_fmax)
-    if width > spec.moving_fmax:
-        width -= width % spec.moving_fmax if width < axes["N"] else 0
-    return GroupedConfig(block=block, width=max(1, width), hwdge=spec.generation >= 3)
+
+    def cost(block: int) -> float:
+        rows = block * spec.partitions
+        passes = axes["M"] / rows + axes["G"] / 2
+        panels = math.ceil(axes["N"] / _width(axes, itemsize, block, spec))
+        product = 2 * rows * axes["K"] * axes["N"] / (spec.peak_tflops(dtype) * 1e3)
+        return passes * (panels * spec.sync.loop_iteration_ns + product)
+
+    blocks = [1 << power for power in range(_MOST_TILES.bit_length())]
+    fitting = [block for block in blocks if _width(axes, itemsize, block, spec) > 0]
+    block = min(fitting, key=cost)
+    width = _width(axes, itemsize, block, spec)
+    return GroupedConfig(block=block, width=width, hwdge=spec.generation >= 3)
 
 
 def _config_problems(config: Any, dtype: str, spec: CoreSpec) -> tuple[str, ...]:
