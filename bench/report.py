@@ -111,7 +111,7 @@ def draw_heat(axes: Any, results: Sequence[Result]) -> None:
                           color=colour)  # fmt: skip
     axes.set_yticks(range(len(operators)), operators)
     axes.set_xticks([])
-    axes.set_xlabel("shapes, best first (the table below names them)")
+    axes.set_xlabel("shapes, best first")
     axes.set_title(f"{results[0].target}: percent of the roof ({group_label(results)})")
     axes.figure.colorbar(image, ax=axes, shrink=0.8)
 
