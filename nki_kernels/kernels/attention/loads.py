@@ -7,9 +7,6 @@ import nki.language as nl
 
 from nki_kernels.kernels.attention.plan import spans
 
-#: Keys of a window up to which the contraction is not filled.
-_NARROW = 512
-
 
 class Loads:
     """Issues loads some groups ahead and hands each group its tiles.
@@ -23,7 +20,9 @@ class Loads:
         self.steps, self.config = steps, config
         self.issued = 0
         # With a narrow window PE has time for half the clock, and GpSimd none for filling rows.
-        self.fill = config.fill and (rule.left is None or rule.left >= _NARROW)
+        self.fill = config.fill and (
+            rule.left is None or rule.left >= nl.tile_size.gemm_moving_fmax
+        )
         self.size = config.chunk * nl.tile_size.pmax
         self.query_home = None
         self.queries = None
@@ -105,7 +104,7 @@ class Loads:
                 # The array's clock is halved while less than half of its rows work.
                 nisa.memset(dst=tile, value=0.0, engine=nisa.engine.gpsimd)
             piece = flat[start:stop, left:right]
-            if self.config.hwdge and short and count % 16 == 0 and rows <= 128:
+            if self.config.hwdge and short and count % 16 == 0 and rows <= nl.tile_size.pmax:
                 nisa.dma_transpose(
                     dst=tile[:rows].reshape((rows, count, 1)),
                     src=piece.reshape((1, count, rows)) if rows == depth else piece.expand_dim(0),
