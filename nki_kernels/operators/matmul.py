@@ -93,8 +93,8 @@ def _wave(layout: Layout, axes: Axes, by_pe: bool, spec: CoreSpec) -> tuple[int,
     tiles_n = math.ceil(axes["N"] / spec.moving_fmax)
     banks = spec.psum_banks - (_TRANSPOSE_BANKS if by_pe else 0)
     # A slice of A that PE transposes fills one bank: a higher wave's A is not held at K = 4096, and
-    # transposing it for every wave takes float32 4096^3 from 7223 to 8451 us. With B flipped as well it is the other way round: B is
-    # transposed once per wave of rows.
+    # transposing it for every wave takes float32 4096^3 from 7223 to 8451 us. With B flipped as
+    # well it is the other way round: B is transposed once per wave of rows.
     low = by_pe and not layout.transpose_b
     highest = spec.moving_fmax // spec.stationary_fmax if low else banks
     shapes = [
