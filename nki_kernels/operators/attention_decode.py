@@ -293,6 +293,13 @@ DECODES: dict[tuple[bool, bool], Operator] = {
 }
 
 
+def _unused_scales(k: Any) -> OptionError:
+    return OptionError(
+        f"attention_decode: k_scale or v_scale is given and k has dtype {k.dtype}; scales belong "
+        "to a float8_e4m3 cache; multiply them into `scale` and the result"
+    )
+
+
 def attention_decode(
     q: npt.NDArray[Any],
     k: npt.NDArray[Any],
@@ -347,7 +354,8 @@ def attention_decode(
         ShapeError: sizes that differ, a wrong rank, a zero size, a strided array, more rows per
             KV head than partitions, a page whose size is no power of 2.
         DtypeError: a dtype that is not supported.
-        OptionError: an option out of range, a length beyond the cache, a page that is none.
+        OptionError: an option out of range, a length beyond the cache, a page that is none, scales
+            without an fp8 cache.
         ConfigError: a `config` that cannot run on the target.
 
     Source: the kernels are `nki_kernels.kernels.attention.decode` and `.paged`.
@@ -366,10 +374,7 @@ def attention_decode(
         ones = np.ones(k.shape[1], np.float32)
         inputs += [ones if factors is None else factors for factors in (k_scale, v_scale)]
     elif k_scale is not None or v_scale is not None:
-        raise OptionError(
-            f"attention_decode: k_scale or v_scale is given and k has dtype {k.dtype}; scales "
-            "belong to a float8_e4m3 cache; multiply them into `scale` and the result"
-        )
+        raise _unused_scales(k)
     op = DECODES[table is not None, quantized]
     run = op.launch(inputs, options, config=config, target=target)
     out, lse = run.result

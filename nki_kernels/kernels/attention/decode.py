@@ -49,8 +49,12 @@ def attention_decode(q, k, v, lengths, sinks, k_scale, v_scale, rule, config):
     Data flow: HBM -> SBUF [P, heads, n, D] -> PE (keys transposed) -> PSUM -> SBUF -> PE (scores,
         keys on partitions) -> Vector (mask, maximum) -> Scalar (exp) -> PE (values) -> HBM.
     Limits: DMA, which reads the cache once: 11.4 us for 8192 keys of depth 128 of one head, while
-        PE needs 9 to 11 for transposes, scores and values. What comes late is hidden by the next
-        step: its keys are transposed before and after the softmax of this one.
+        PE needs 8.3 for transposes, scores and values. What comes late is hidden by the next step:
+        its keys are transposed before and after the softmax of this one. Of 8 x 8192 keys, 32/8
+        heads, that leaves 779 us, 93.7 %; with steps of half the keys 910 us, of half the heads
+        917 (model, unvalidated): the small instructions of a softmax are latency. An fp8 cache
+        halves DMA and not PE's work nor the evictions of transposed keys, which read a byte at the
+        rate of four: 1.1 times as fast.
     """
     config = fitted(config, k.shape[1], q.shape[1] // k.shape[1] * q.shape[2], None)
     cache = Contiguous(k, v, config)
