@@ -57,7 +57,6 @@ def rms_norm(n, h, present, config):
         "dma_copy": pieces(0, h, config.piece) + tiles - 1 + len(present) + stores,
         # The squares, and one reciprocal square root, 0 outside its range.
         "activation": tiles * (pieces(0, h, config.chunk) + 2),
-        "tensor_tensor": tiles,
         "tensor_scalar": 0 if present else stores,
         # Two before the root of each row tile.
         "scalar_tensor_tensor": 2 * tiles + (stores if present else 0),
@@ -84,7 +83,7 @@ def layer_norm(n, h, present, config):
     tiles = pieces(0, n, TOY.partitions)
     counts = Counter(
         memset=2, dma_copy=pieces(0, h, config.piece) + tiles - 1 + len(present),
-        bn_aggr=tiles, activation=2 * tiles, scalar_tensor_tensor=2 * tiles, tensor_tensor=tiles,
+        bn_aggr=tiles, activation=2 * tiles, scalar_tensor_tensor=2 * tiles,
     )  # fmt: skip
     for index in range(tiles):
         by_vector = h if index == 0 else min(h, config.vector_stats)

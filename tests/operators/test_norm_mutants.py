@@ -112,7 +112,7 @@ def add_eps_outside_the_root(patch):
     def outside(real, squares, scale, constants):
         root = nl.ndarray(squares.shape, dtype=nl.float32, buffer=nl.sbuf)
         nisa.activation(dst=root, op=nl.sqrt, data=squares, scale=scale)
-        eps = constants[0 : squares.shape[0], 0:1]
+        eps = constants["eps"][0 : squares.shape[0], :]
         nisa.tensor_tensor(dst=root, data1=root, data2=eps, op=nl.add)
         nisa.reciprocal(dst=root, data=root)
         return root
@@ -312,8 +312,8 @@ def test_a_variance_that_cancels_is_rejected(h, monkeypatch):
     target = "toy" if h < 100 else "trn2"
     x, weight, bias = operands("layer_norm", 20, h, "float32")
 
-    def textbook(real, partial, epsilon):
-        mean, factor = real(partial, epsilon)
+    def textbook(real, partial, constants):
+        mean, factor = real(partial, constants)
         (tile,) = last
         rows, size = tile.shape
         sums = nl.ndarray((rows, 2), dtype=nl.float32, buffer=nl.sbuf)
@@ -327,7 +327,7 @@ def test_a_variance_that_cancels_is_rejected(h, monkeypatch):
         nisa.tensor_tensor(dst=mean, data1=sums[:, 0:1], data2=sums[:, 0:1], op=nl.multiply)
         nisa.tensor_tensor(dst=factor, data1=sums[:, 1:2], data2=mean, op=nl.subtract)
         nisa.tensor_scalar(dst=factor, data=factor, op0=nl.maximum, operand0=0.0)
-        nisa.activation(dst=factor, op=nl.rsqrt, data=factor, bias=epsilon[0:rows, 0:1])
+        nisa.activation(dst=factor, op=nl.rsqrt, data=factor, bias=constants["eps"][0:rows, :])
         nisa.tensor_copy(dst=mean, src=sums[:, 0:1])
         return mean, factor
 

@@ -12,11 +12,16 @@ _LEAST, _MOST = 2.0**-87, 2.0**97
 
 
 def root_constants(eps):
-    """Return a [P, 2] float32 tile: eps, and the most that rsqrt takes."""
+    """Return what `reciprocal_root` needs, [P, 1] float32 tiles: eps, and the most beside it.
+
+    "least" is a number: the least beside eps, or None where eps is enough.
+    """
+    most = _MOST - eps if eps <= _MOST else -1.0
     tile = nl.ndarray((nl.tile_size.pmax, 2), dtype=nl.float32, buffer=nl.sbuf)
-    nisa.memset(dst=tile[:, 0:1], value=eps)
-    nisa.memset(dst=tile[:, 1:2], value=_MOST)
-    return tile
+    nisa.memset(dst=tile[:, 0:1], value=min(eps, _MOST))
+    nisa.memset(dst=tile[:, 1:2], value=most)
+    least = _LEAST - eps if eps < _LEAST else None
+    return {"eps": tile[:, 0:1], "most": tile[:, 1:2], "least": least}
 
 
 def reciprocal_root(squares, scale, constants):
@@ -26,30 +31,26 @@ def reciprocal_root(squares, scale, constants):
     below it reaches, the sum counts as the least that it does take.
     """
     rows = squares.shape[0]
-    shifted = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
+    eps, most = constants["eps"][0:rows, :], constants["most"][0:rows, :]
     limited = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
+    inside = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
     root = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
     factor = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
     # In a form that has no fast mode: that would wait for GpSimd, which shares Vector's port.
-    nisa.scalar_tensor_tensor(
-        dst=shifted,
-        data=squares,
-        op0=nl.multiply,
-        operand0=scale,
-        op1=nl.add,
-        operand1=constants[0:rows, 0:1],
-    )
-    nisa.scalar_tensor_tensor(
-        dst=limited,
-        data=shifted,
-        op0=nl.maximum,
-        operand0=_LEAST,
-        op1=nl.minimum,
-        operand1=constants[0:rows, 1:2],
-    )
-    inside = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
-    nisa.tensor_tensor(dst=inside, data1=shifted, data2=constants[0:rows, 1:2], op=nl.less_equal)
-    nisa.activation(dst=root, op=nl.rsqrt, data=limited)
+    for target, op in ((limited, nl.minimum), (inside, nl.less_equal)):
+        nisa.scalar_tensor_tensor(
+            dst=target, data=squares, op0=nl.multiply, operand0=scale, op1=op, operand1=most
+        )
+    if constants["least"] is not None:
+        nisa.scalar_tensor_tensor(
+            dst=limited,
+            data=limited,
+            op0=nl.maximum,
+            operand0=constants["least"],
+            op1=nl.minimum,
+            operand1=most,
+        )
+    nisa.activation(dst=root, op=nl.rsqrt, data=limited, bias=eps)
     # On Scalar as well: Vector would wait for the root.
     nisa.activation(dst=factor, op=nl.copy, data=root, scale=inside)
     return factor
