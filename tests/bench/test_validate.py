@@ -147,15 +147,6 @@ def test_an_unwritable_file_is_refused_before_any_work(tmp_path, capsys, monkeyp
     assert "does not exist; create it first" in capsys.readouterr().err
 
 
-def test_figures_carry_their_source_and_the_missed_ones_a_cause():
-    for label, found in PARTS:
-        if label in ("vector addition", "tutorial matmuls"):
-            continue  # as long as everything else together
-        for item in found():
-            assert item.source
-            assert item.cause or not item.missed, item
-
-
 def test_the_bandwidth_curve_is_ordered_as_published():
     curve = [r for r in transfer_readings() if r.id == "V07"]
     assert [r.measured for r in curve] == sorted(r.measured for r in curve)

@@ -16,4 +16,5 @@ def test_the_readme_shows_what_validate_says():
     text = README.read_text(encoding="utf-8")
     shown = text.split("<!-- bench validate --markdown -->")[1].split("<!-- end -->")[0]
     assert shown.strip() == markdown(readings)
+    assert all(r.source for r in readings)
     assert all(r.cause for r in readings if r.missed)
