@@ -32,10 +32,19 @@ def fresh_dynamo():
     torch._dynamo.reset()
 
 
-def test_every_operator_has_a_torch_op():
-    assert set(ROWS) == set(OPERATORS)
+#: Operators that PyTorch cannot call yet: this list only ever shrinks.
+WITHOUT = {
+    "attention", "attention_decode", "attention_decode_fp8", "attention_decode_paged",
+    "attention_decode_paged_fp8", "bmm", "bmm_nt", "bmm_tn", "bmm_tt", "causal_attention", "combine",
+    "dispatch", "gated_mlp", "gated_mlp_kn", "grouped_matmul", "linear_kn", "matmul_fp8",
+    "matmul_fp8_nt", "matmul_nt", "matmul_tn", "matmul_tt", "rope", "rope_batched", "router",
+}  # fmt: skip
+
+
+def test_every_operator_has_a_torch_op_or_is_known_to_have_none():
+    assert set(ROWS) == set(OPERATORS) - WITHOUT
     for name in OPERATORS:
-        assert hasattr(torch.ops.nki_kernels, name)
+        assert hasattr(torch.ops.nki_kernels, name) == (name not in WITHOUT)
 
 
 # -- shapes without values -------------------------------------------------------------------------
