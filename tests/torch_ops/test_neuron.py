@@ -105,7 +105,8 @@ op = dataclasses.replace(MATMUL.op, name="probe", kernel=kernel)
 probe = register(dataclasses.replace(MATMUL, op=op))
 c = probe(a, b, out_dtype=torch.float32)
 told["same tensors"] = [x.data_ptr() for x in calls[0][:2]] == [x.data_ptr() for x in (a, b)]
-told["arguments"] = [str(calls[0][2]), type(calls[0][3]).__name__]
+*_, epilogue, config = calls[0]
+told["arguments"] = [str(epilogue.out_dtype), type(config).__name__]
 told["result"] = [str(c.device.type), list(c.shape)]
 told["counters"] = {" ".join(key): n for key, n in counters().items()}
 print(json.dumps(told))
