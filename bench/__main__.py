@@ -127,6 +127,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     comparison.set_defaults(command=_compare)
 
+    _add_judgements(commands)
+    return parser
+
+
+def _add_judgements(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the commands that judge the installation, the embedded NKI and the model."""
     env = commands.add_parser("env", help="versions, the nki in force and the target, judged")
     env.add_argument("--json", dest="as_json", action="store_true", help="print one JSON object")
     env.set_defaults(command=_env)
@@ -152,7 +158,6 @@ def _parser() -> argparse.ArgumentParser:
         "--markdown", action="store_true", help="print only the summary the README shows"
     )
     validation.set_defaults(command=_validate)
-    return parser
 
 
 def _add_cases(parser: argparse.ArgumentParser) -> None:
