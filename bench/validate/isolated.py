@@ -22,6 +22,8 @@ LIMIT_PERCENT = 5.0
 CHAIN_LIMIT_PERCENT = 15.0
 SOURCE = "VOY isolated probes"
 _STEPS = 16
+_READ_OFF: Use = "parameter"
+_HELD_OUT: Use = "held out"
 #: Long enough for the Tensor engine's power limit to be released.
 _STREAM = 60
 #: The isolated fit of a DMA: (dispatch, constant, slope, notify), bytes at 368 B/ns.
@@ -59,9 +61,9 @@ def scan(n: int, seeded: bool) -> None:
 
 
 @nki.jit
-def exp_sum(n: int, read: bool) -> None:
+def exp_sum(n: int, read: bool, rows: int = 128) -> None:
     """Exponential with a row sum; the second one finds its table loaded."""
-    x, y, total = _filled(128, n), _tile(128, n), _tile(128, 1)
+    x, y, total = _filled(rows, n), _tile(rows, n), _tile(rows, 1)
     command = nisa.reduce_cmd.reset_reduce
     for _ in range(2):
         into = total if read else None
@@ -194,11 +196,15 @@ def _stream_probes() -> Iterator[Reading]:
         found = run.completion(run.find("activation")[-1])
         what = f"ACT exp with sum n={n}"
         yield _probe("V09d", what, measured, found, documented=(n + 64) / scalar)
-    spec = spec_for(TARGET).scalar
-    run = Timed(exp_sum, 256, True)
-    forwarded = 256 / scalar + spec.accumulator_forward_ns
-    found = run.completion(run.find("activation")[-1]) - forwarded
-    yield _probe("V09d", "ACT read of the accumulator", 279.0, found)
+    few = Timed(exp_sum, 256, False, 32)
+    found = few.completion(few.find("activation")[-1])
+    yield _probe("V09d", "ACT exp with sum n=256, 32 partitions", 504.0, found, use="held out")
+    forwarded = 256 / scalar + spec_for(TARGET).scalar.accumulator_forward_ns
+    for rows, measured, use in ((128, 279.0, _READ_OFF), (32, 290.0, _HELD_OUT)):
+        run = Timed(exp_sum, 256, True, rows)
+        found = run.completion(run.find("activation")[-1]) - forwarded
+        what = f"ACT read of the accumulator, {rows} partitions"
+        yield _probe("V09d", what, measured, found, use=use)
 
 
 def _tensor_probes() -> Iterator[Reading]:
