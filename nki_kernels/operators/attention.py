@@ -64,6 +64,15 @@ def _output_banks(spec: CoreSpec) -> int:
     return spec.moving_fmax // spec.stationary_fmax
 
 
+def _shared_banks(depth: int, spec: CoreSpec) -> int:
+    """Return the PSUM banks of a block's output where its tiles share them."""
+    count = spec.moving_fmax // spec.stationary_fmax
+    share = count
+    while spec.moving_fmax // share <= depth and share > 1:
+        share //= 2
+    return count // share
+
+
 def _configure(axes: Axes, dtype: str, spec: CoreSpec) -> AttentionConfig:
     itemsize = as_dtype(dtype).itemsize
     slices = math.ceil(axes["D"] / spec.partitions)
@@ -73,6 +82,8 @@ def _configure(axes: Axes, dtype: str, spec: CoreSpec) -> AttentionConfig:
     section = max(1, int(spec.sbuf_usable_bytes * _SECTION_SHARE) // 8)
     return AttentionConfig(
         banks=max(1, (spec.psum_banks - _output_banks(spec)) // 2),
+        whole=max(1, (spec.psum_banks - _shared_banks(axes["E"], spec)) // 2),
+        join=2,
         lag=_LAG,
         ahead=_AHEAD,
         chunk=chunk,
@@ -136,16 +147,19 @@ def _config_problems(config: Any, dtype: str, spec: CoreSpec) -> tuple[str, ...]
             f"config is {config!r}; an AttentionConfig is needed; pass one, or None to choose it",
         )
     reasons = []
-    for name, least in (("banks", 1), ("lag", 0), ("ahead", 0), ("chunk", 1), ("section", 1)):
+    counts = ("banks", "whole", "join", "chunk", "section")
+    for name, least in (*((name, 1) for name in counts), ("lag", 0), ("ahead", 0)):
         value = getattr(config, name)
         if type(value) is not int or value < least:
             reasons.append(f"config.{name} is {value!r}; it must be an int of at least {least}")
     room = spec.psum_banks - _output_banks(spec)
-    if type(config.banks) is int and config.banks > room:
-        reasons.append(
-            f"config.banks is {config.banks}; {spec.name} has {room} PSUM banks beside those of "
-            "the output; take fewer"
-        )
+    for name in ("banks", "whole"):
+        value = getattr(config, name)
+        if type(value) is int and value > room:
+            reasons.append(
+                f"config.{name} is {value}; {spec.name} has {room} PSUM banks beside those of "
+                "the output; take fewer"
+            )
     if config.hwdge and spec.generation < 3:
         reasons.append(
             f"config.hwdge needs gen3; {spec.name} is gen{spec.generation}; set it to False"

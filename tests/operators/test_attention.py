@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import nki.language as nl
 import numpy as np
 import pytest
 from hypothesis import given
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from nki_kernels import ops
 from nki_kernels.hardware import spec_for
+from nki_kernels.kernels.attention.plan import groups_of, runs_of
 from nki_kernels.machine.errors import ConfigError, DtypeError, OptionError, ShapeError
 from nki_kernels.machine.tensor import Abstract
 from nki_kernels.operators.attention import ATTENTION, CAUSAL_ATTENTION, MASKED_ATTENTION
@@ -203,6 +205,52 @@ def test_tiles_that_are_masked_cost_nothing():
     assert window < 0.2 * full
 
 
+@pytest.mark.parametrize("heads", [1, 8])
+def test_a_narrow_window_is_one_group_a_block(heads):
+    """Both bounds of a band cost two selects; no piece of the band stands alone."""
+    q = Abstract((1, heads, 10240, 64), "bfloat16")
+    launched = run((q, q, q), {"causal": True, "window": 128}, "trn2")
+    opcodes = [event.opcode for event in launched.trace]
+    blocks = heads * 10240 // 512
+    # The logarithms of a section are one more.
+    assert opcodes.count("activation") - blocks == -(-heads // 6)
+    assert opcodes.count("affine_select") == 2 * blocks
+    assert opcodes.count("nc_matmul") == heads * (5 * 20 + 8 * 20 - 2) + 1
+
+
+def test_runs_of_equal_distance():
+    assert runs_of([0, 256, 512, 768]) == [(0, 256, 4)]
+    assert runs_of([640, 128]) == [(128, 512, 2)]
+    assert runs_of([0, 1, 2, 9, 10]) == [(0, 1, 3), (9, 1, 2)]
+    assert runs_of([7]) == [(7, 1, 1)]
+    assert runs_of([]) == []
+
+
+@given(
+    widths=st.lists(st.integers(1, spec_for("trn2").moving_fmax), min_size=1, max_size=9),
+    banks=st.integers(1, 3),
+)
+def test_groups_hold_every_column_once(widths, banks):
+    sub, width = nl.tile_size.gemm_stationary_fmax, nl.tile_size.gemm_moving_fmax
+    pieces = [{"keys": (n, n + 1), "columns": (0, size)} for n, size in enumerate(widths)]
+    found = {n: [] for n in range(len(widths))}
+    for group in groups_of(pieces, width, banks):
+        places = sorted((p["at"], p["columns"]) for p in group["pieces"])
+        assert group["used"] <= banks * width
+        at = 0
+        for start, (left, right) in places:
+            assert start == at
+            assert start // width == (start + right - left - 1) // width
+            assert left % sub == 0
+            at += right - left
+        assert at == group["used"]
+        for piece in group["pieces"]:
+            found[piece["keys"][0]] += range(*piece["columns"])
+    assert {n: sorted(columns) for n, columns in found.items()} == {
+        n: list(range(size)) for n, size in enumerate(widths)
+    }
+
+
 def test_large_results_take_the_second_path():
     q, k, v = operands(1, 1, 1, 9, 17, 8, "float32")
     v *= 1e38
@@ -228,7 +276,8 @@ def configs():
     for changes in (
         {}, {"lag": 0}, {"lag": 3}, {"ahead": 0}, {"chunk": 1}, {"chunk": 3},
         {"resident": False, "chunk": 2}, {"fill": False}, {"section": 1}, {"section": 100},
-        {"hwdge": False}, {"banks": 2, "lag": 0},
+        {"hwdge": False}, {"banks": 2, "lag": 0}, {"whole": 1}, {"whole": 2}, {"join": 1},
+        {"join": 3},
     ):  # fmt: skip
         yield dataclasses.replace(base, **changes)
 
@@ -236,7 +285,8 @@ def configs():
 @pytest.mark.parametrize("config", list(configs()), ids=repr)
 def test_no_config_changes_the_mathematics(config):
     inputs = operands(2, 4, 2, 40, 37, 5, "bfloat16")
-    check(inputs, {"causal": True}, repr(config), config=config)
+    for options in ({"causal": True}, {"causal": True, "window": 5}, {"window": 3}):
+        check(inputs, options, repr(config), config=config)
 
 
 # -- illegal calls ---------------------------------------------------------------------------------
@@ -285,6 +335,8 @@ def test_a_mask_of_other_sizes_or_dtype_says_why():
         ({"banks": 0}, "trn2", "config.banks is 0; it must be an int of at least 1"),
         ({"lag": -1}, "trn2", "config.lag is -1; it must be an int of at least 0"),
         ({"banks": 5}, "trn2", "config.banks is 5; trn2 has 4 PSUM banks beside"),
+        ({"whole": 5}, "trn2", "config.whole is 5; trn2 has 4 PSUM banks beside"),
+        ({"join": 0}, "trn2", "config.join is 0; it must be an int of at least 1"),
         ({"hwdge": True}, "trn1", "config.hwdge needs gen3; trn1 is gen2"),
     ],
 )

@@ -15,6 +15,13 @@ Scalar limits: 84 % in the steady state. With one bank per exponential it is 591
 an instruction may span banks is documented nowhere, so that figure stands beside (S 16384 causal:
 1081 us, 80.9 %, against 1286 us, 68 %; `banks=1` is the safe setting). PSUM: four output tiles own
 a bank each, since their sums interleave, and two groups of two banks hold scores.
+
+Where one group holds all scores of a block (a narrow window, a short sequence), output tiles are
+summed one after another and share banks: three for a group, two for the output. Budget of a block
+of 512 queries, window 128, D = 64: DMA 1.25 us, half of it rows of 128 bytes; GpSimd 1.1 us for all
+masks in two instructions (`masks.py`); Scalar 1.02; PE 0.8, half of it throttled; Vector 0.44 for
+the eviction and 0.45 for its share of two blocks' division. DMA limits: S 10240, 8 heads, 224 us,
+201 of them DMA; 3,233 instructions.
 """
 
 from __future__ import annotations
@@ -28,7 +35,7 @@ import nki.language as nl
 from nki_kernels.kernels.attention.exact import exact_attention
 from nki_kernels.kernels.attention.loads import Loads
 from nki_kernels.kernels.attention.masks import Masks
-from nki_kernels.kernels.attention.plan import groups_of, masks_of, pieces_of, spans
+from nki_kernels.kernels.attention.plan import groups_of, pieces_of, spans
 from nki_kernels.kernels.attention.sums import Sums
 
 
@@ -39,6 +46,8 @@ class AttentionConfig(nl.NKIObject):
     Attributes:
         banks: PSUM banks one exponential reads. Whether an instruction of Scalar may span banks is
             documented nowhere; 1 is safe.
+        whole: the same where that many hold all scores of every block of queries.
+        join: under a window, blocks divided and stored together, and chunks of one load.
         lag: groups between a group's exponentials and its product with V.
         ahead: groups between the loads for a group and its scores.
         chunk: key tiles per load of K and V.
@@ -49,6 +58,8 @@ class AttentionConfig(nl.NKIObject):
     """
 
     banks: int
+    whole: int
+    join: int
     lag: int
     ahead: int
     chunk: int
@@ -102,11 +113,7 @@ def _optimistic(q, k, v, sinks, out, lse, rule, config):
     loads = Loads(q, k, v, steps, rule, config)
     masks = Masks(rule)
     sums = Sums(q, k, sinks, out, lse, rule, config)
-    width, sub = nl.tile_size.gemm_moving_fmax, nl.tile_size.gemm_stationary_fmax
-    # An output tile has a bank of its own: their sums interleave, which one bank would not bear.
-    o = None
-    if steps:
-        o = nl.ndarray((sub, width // sub, width), dtype=nl.float32, buffer=nl.psum)
+    outputs = Outputs(v.shape[3])
     lagging = []
     for at in range(len(steps) + config.lag):
         if at < len(steps):
@@ -114,6 +121,7 @@ def _optimistic(q, k, v, sinks, out, lse, rule, config):
             lagging.append(_exponentials(steps[at], rule, masks))
         if at >= config.lag:
             step = steps[at - config.lag]
+            o = outputs.of(step)
             _multiply(o, step, lagging[at - config.lag], v.shape[3])
             lagging[at - config.lag] = None
             if step["last"]:
@@ -134,8 +142,15 @@ def _steps(q, k, rule, config):
     width, sub = nl.tile_size.gemm_moving_fmax, nl.tile_size.gemm_stationary_fmax
     plans = []
     for block in spans(rows, width):
-        groups = groups_of(pieces_of(block, keys, rows, rule, sub), width, config.banks)
-        started = set()
+        plans.append((block, pieces_of(block, keys, rows, rule, sub)))
+    # Blocks of one group each have room for a bank more, the way their output is summed.
+    banks = max(config.whole, config.banks)
+    alone = all(len(groups_of(pieces, width, banks)) <= 1 for _, pieces in plans)
+    if not alone:
+        banks = config.banks
+    for number in range(len(plans)):
+        block, pieces = plans[number]
+        groups, started = groups_of(pieces, width, banks), set()
         for group in groups:
             for piece in group["pieces"]:
                 # The first product of an output tile overwrites what PSUM holds.
@@ -143,7 +158,7 @@ def _steps(q, k, rule, config):
                     column for column in range(*piece["columns"], sub) if column not in started
                 ]
                 started.update(piece["first"])
-        plans.append((block, groups))
+        plans[number] = (block, groups)
     steps = []
     for b in range(batch):
         for h in range(heads):
@@ -156,6 +171,7 @@ def _steps(q, k, rule, config):
                             "block": block,
                             "group": groups[number],
                             "last": number == len(groups) - 1,
+                            "alone": alone,
                             "head": None,
                         }
                     )
@@ -186,12 +202,7 @@ def _exponentials(step, rule, masks):
         scale = rule.softcap
     p = nl.ndarray((keys, used), dtype=tiles["p_dtype"], buffer=nl.sbuf)
     nisa.activation(dst=p, op=nl.exp, data=scores, scale=scale)
-    for piece in group["pieces"]:
-        first = step["block"][0] + piece["columns"][0]
-        span = (first, step["block"][0] + piece["columns"][1])
-        for start, stop, bound in masks_of(span, piece["keys"], rule):
-            at = piece["at"] + start - first
-            masks.apply(p[:, at : at + stop - start], start, piece["keys"][0], bound)
+    masks.apply(p, step)
     return p
 
 
@@ -202,22 +213,51 @@ def _keys(tiles, number, start, keys):
     return tiles["k"][row // tiles["size"]][number][:, at : at + keys]
 
 
+class Outputs:
+    """Where in PSUM the output tiles of a block are summed.
+
+    Groups bring their products key tile by key tile, so the sums of the output tiles interleave,
+    which one bank would not bear: each has its own. A block of one group takes output tile by
+    output tile instead, and as many share a bank as fit: then two blocks find room.
+    """
+
+    def __init__(self, depth):
+        self.depth = depth
+        self.spread = None
+
+    def of(self, step):
+        """Return a view [queries, output tile, columns] for the block of a step."""
+        width, sub = nl.tile_size.gemm_moving_fmax, nl.tile_size.gemm_stationary_fmax
+        count = width // sub
+        if step["alone"]:
+            self.spread = None
+            share = count
+            while width // share <= self.depth:
+                share //= 2
+            return nl.ndarray((sub, count, width // share), dtype=nl.float32, buffer=nl.psum)
+        if self.spread is None:
+            self.spread = nl.ndarray((sub, count, width), dtype=nl.float32, buffer=nl.psum)
+        return self.spread
+
+
 def _multiply(o, step, p, depth):
     """Add a group's products with [V | 1] to the output tiles of its block."""
     group, tiles = step["group"], step["tiles"]
     sub = nl.tile_size.gemm_stationary_fmax
     size = step["block"][1] - step["block"][0]
-    for piece in group["pieces"]:
+    products = [
+        (piece, column) for piece in group["pieces"] for column in range(*piece["columns"], sub)
+    ]
+    if step["alone"]:
+        products.sort(key=lambda product: product[1])
+    for piece, column in products:
         row = tiles["base"] + piece["keys"][0]
         chunk = tiles["v"][row // tiles["size"]]
-        values = chunk[: group["keys"], row % tiles["size"] // nl.tile_size.pmax, :]
-        left, right = piece["columns"]
-        for column in range(left, right, sub):
-            count = min(sub, size - column)
-            at = piece["at"] + column - left
-            nisa.nc_matmul(
-                dst=o[:count, column // sub, : depth + 1],
-                stationary=p[:, at : at + count],
-                moving=values,
-                accumulate=column not in piece["first"],
-            )
+        count, keys = min(sub, size - column), piece["keys"][1] - piece["keys"][0]
+        at = piece["at"] + column - piece["columns"][0]
+        nisa.nc_matmul(
+            dst=o[:count, column // sub, : depth + 1],
+            stationary=p[:keys, at : at + count],
+            moving=chunk[:keys, row % tiles["size"] // nl.tile_size.pmax, :],
+            accumulate=column not in piece["first"],
+        )

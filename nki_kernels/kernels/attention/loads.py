@@ -23,7 +23,9 @@ class Loads:
         self.fill = config.fill and (
             rule.left is None or rule.left >= nl.tile_size.gemm_moving_fmax
         )
-        self.size = config.chunk * nl.tile_size.pmax
+        # Under a window less work follows a load, and its issue weighs more.
+        chunk = config.chunk if rule.left is None else config.chunk * config.join
+        self.size = chunk * nl.tile_size.pmax
         self.query_home = None
         self.queries = None
         self.home = None
@@ -59,7 +61,7 @@ class Loads:
             if chunk not in self.chunks:
                 start = chunk * size
                 span = (first * keys + start, first * keys + min(start + size, heads * keys))
-                self.chunks[chunk] = (self._transposed(self.k, span), self._values(span))
+                self.chunks[chunk] = (self._transposed(self.k, span, True), self._values(span))
         step["tiles"] = {
             "q": queries,
             "q_at": query_at,
@@ -89,29 +91,37 @@ class Loads:
             self.queries = self._transposed(self.q, (start, stop))
         return self.queries, number * rows + step["block"][0] - start
 
-    def _transposed(self, source, span):
-        """Return rows `span` of all heads, transposed: one tile per slice of the depth."""
+    def _transposed(self, source, span, whole=False):
+        """Return rows `span` of all heads, transposed: one tile per slice of the depth.
+
+        With `whole` the last of several tiles of keys is filled up with zeros.
+        """
         (start, stop), depth = span, source.shape[3]
-        count = stop - start
+        count, pmax = stop - start, nl.tile_size.pmax
+        columns = count
+        if whole and source.shape[2] > pmax:
+            columns = -(-count // pmax) * pmax
         flat = source.reshape((source.shape[0] * source.shape[1] * source.shape[2], depth))
         short = source.dtype != nl.float32
         tiles = []
-        for left, right in spans(depth, nl.tile_size.pmax):
+        for left, right in spans(depth, pmax):
             rows = right - left
-            full = nl.tile_size.pmax if self.fill else rows
-            tile = nl.ndarray((full, count), dtype=source.dtype, buffer=nl.sbuf)
+            full = pmax if self.fill else rows
+            tile = nl.ndarray((full, columns), dtype=source.dtype, buffer=nl.sbuf)
             if full > rows:
                 # The array's clock is halved while less than half of its rows work.
                 nisa.memset(dst=tile, value=0.0, engine=nisa.engine.gpsimd)
+            elif columns > count:
+                nisa.memset(dst=tile[:, count:], value=0.0, engine=nisa.engine.gpsimd)
             piece = flat[start:stop, left:right]
-            if self.config.hwdge and short and count % 16 == 0 and rows <= nl.tile_size.pmax:
+            if self.config.hwdge and short and count % 16 == 0 and rows <= pmax:
                 nisa.dma_transpose(
-                    dst=tile[:rows].reshape((rows, count, 1)),
+                    dst=tile[:rows, :count].expand_dim(2),
                     src=piece.reshape((1, count, rows)) if rows == depth else piece.expand_dim(0),
                     dge_mode=nisa.dge_mode.hwdge,
                 )
             else:
-                nisa.dma_transpose(dst=tile[:rows], src=piece)
+                nisa.dma_transpose(dst=tile[:rows, :count], src=piece)
             tiles.append(tile)
         return tiles
 

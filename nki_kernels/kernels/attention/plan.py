@@ -83,24 +83,22 @@ def groups_of(pieces, width, banks):
 
     Pieces are placed with the column "at" of their group. Narrow pieces, those on a diagonal, come
     first: their longer chain (a mask) hides under the rest. Only the last bank of a group has free
-    columns, so that one exponential covers a group. All pieces of a group have as many keys.
+    columns, so that one exponential covers a group; a piece is cut where that needs it.
 
     Returns:
-        a list of {"pieces", "keys": keys per piece, "used": columns}.
+        a list of {"pieces", "keys": of its largest piece, "used": columns}.
     """
     groups = []
-    for size in sorted({p["keys"][1] - p["keys"][0] for p in pieces}, reverse=True):
-        alike = [p for p in pieces if p["keys"][1] - p["keys"][0] == size]
-        bins = _bins(alike, width)
-        full = [b for b in bins if b["used"] == width]
-        part = [b for b in bins if b["used"] < width]
-        while full or part:
-            count = min(len(full), banks - 1 if part else banks)
-            taken, full = full[:count], full[count:]
-            if part:
-                taken.append(part[0])
-                part = part[1:]
-            groups.append(_group(taken, size, width))
+    bins = _bins(pieces, width)
+    full = [b for b in bins if b["used"] == width]
+    part = [b for b in bins if b["used"] < width]
+    while full or part:
+        count = min(len(full), banks - 1 if part else banks)
+        taken, full = full[:count], full[count:]
+        if part:
+            taken.append(part[0])
+            part = part[1:]
+        groups.append(_group(taken, width))
     return groups
 
 
@@ -108,7 +106,8 @@ def _bins(pieces, width):
     """Place pieces into banks: first fit, wide ones first among those that share a bank."""
     whole = [p for p in pieces if p["columns"][1] - p["columns"][0] == width]
     narrow = [p for p in pieces if p["columns"][1] - p["columns"][0] < width]
-    narrow.sort(key=lambda p: p["columns"][0] - p["columns"][1])
+    # Of equal ones the last keys first: a band's right ends then stand at equal distances.
+    narrow.sort(key=lambda p: (p["columns"][0] - p["columns"][1], -p["keys"][0]))
     bins = []
     for piece in narrow:
         size = piece["columns"][1] - piece["columns"][0]
@@ -122,14 +121,43 @@ def _bins(pieces, width):
             bins.append(home)
         home["pieces"].append((piece, home["used"]))
         home["used"] += size
+    part = [b for b in bins if b["used"] < width]
+    if len(part) > 1:
+        bins = [b for b in bins if b["used"] == width] + _dense(part, width)
     return bins + [{"pieces": [(p, 0)], "used": width} for p in whole]
 
 
-def _group(bins, keys, width):
-    pieces = []
+def _dense(bins, width):
+    """Place the pieces of `bins` again, cut between output tiles to fill all but the last bank."""
+    sub = nl.tile_size.gemm_stationary_fmax
+    whole, rest = [], []
+    for piece in [piece for b in bins for piece, _ in b["pieces"]]:
+        left, right = piece["columns"]
+        cut = left + (right - left) // sub * sub
+        whole.append({**piece, "columns": (left, cut)})
+        rest.append({**piece, "columns": (cut, right)})
+    dense = [{"pieces": [], "used": 0}]
+    for piece in whole + rest:
+        left, right = piece["columns"]
+        while left < right:
+            room = width - dense[-1]["used"]
+            # Less than an output tile is not cut.
+            if room == 0 or room < min(sub, right - left):
+                dense.append({"pieces": [], "used": 0})
+                room = width
+            stop = min(right, left + room)
+            dense[-1]["pieces"].append(({**piece, "columns": (left, stop)}, dense[-1]["used"]))
+            dense[-1]["used"] += stop - left
+            left = stop
+    return dense
+
+
+def _group(bins, width):
+    pieces, keys = [], 0
     for number in range(len(bins)):
         for piece, at in bins[number]["pieces"]:
             pieces.append({**piece, "at": number * width + at})
+            keys = max(keys, piece["keys"][1] - piece["keys"][0])
     return {"pieces": pieces, "keys": keys, "used": (len(bins) - 1) * width + bins[-1]["used"]}
 
 
@@ -161,3 +189,15 @@ def idle_rows(queries, keys, rule):
         last = keys - 1 - rule.offset + rule.left
         after = min(size, max(0, queries[1] - 1 - last))
     return before, after
+
+
+def runs_of(places):
+    """Cut increasing numbers into runs of equal distance: (first, distance, count) each."""
+    runs = []
+    for place in sorted(places):
+        if runs and (runs[-1][2] == 1 or place == runs[-1][0] + runs[-1][1] * runs[-1][2]):
+            first, distance, count = runs[-1]
+            runs[-1] = (first, place - first if count == 1 else distance, count + 1)
+        else:
+            runs.append((place, 1, 1))
+    return runs

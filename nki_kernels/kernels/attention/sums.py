@@ -36,6 +36,10 @@ class Sums:
         self.section = None
         self.sums = None
         self.checks = None
+        self.joined = None
+        # A window keeps GpSimd busy with masks, and its blocks take less time than a DMA's issue.
+        self.shared = rule.left is None
+        self.together = 1 if rule.left is None else config.join
         self.turn = 0
 
     def finish(self, o, step, depth):
@@ -50,25 +54,25 @@ class Sums:
         rows = min(sub, stop - start)
         live = [not self._dead(first + n) for n in range(count)]
         even = (stop - start) == count * rows and sum(live) == count
-        result = nl.ndarray((rows, count, depth), dtype=self.out.dtype, buffer=nl.sbuf)
         column = (number - self.section) * len(self.tiles) + first
-        if even:
-            self._divide(o[:rows, :count, :], result, column, h, depth)
-            target = self.out[b, h, start:stop, :].reshape((count, rows, depth))
-            _copy(target.permute((1, 0, 2)), result, self.config)
+        if even and rows == sub:
+            self._join(o, number * self.out.shape[2] + start, column, count)
             return
         for n in range(count):
             if live[n]:
                 left, right = self.tiles[first + n]
-                some = result[: right - left, n : n + 1, :]
-                self._divide(o[: right - left, n : n + 1, :], some, column + n, h, depth)
-                _copy(self.out[b, h, left:right, :], some.squeeze_dim(1), self.config)
+                rows = right - left
+                copy = nl.ndarray((rows, 1, depth + 1), dtype=nl.float32, buffer=nl.sbuf)
+                self._evict(o[:rows, n : n + 1, :], copy, column + n)
+                result = self._divide(copy, column + n)
+                _copy(self.out[b, h, left:right, :], result.squeeze_dim(1), self.config)
 
     def close(self, number):
         """Take the logarithms if head `number` is the last of its section."""
         if self.section is None:
             self._begin(number)
         if number == self.batch * self.heads - 1 or number == self.section + self.size - 1:
+            self._store_joined()
             self._close(number - self.section + 1)
             self.section = None
 
@@ -98,45 +102,92 @@ class Sums:
         nisa.memset(dst=self.sums, value=1.0, engine=nisa.engine.gpsimd)
         nisa.memset(dst=self.checks, value=0.0, engine=nisa.engine.gpsimd)
 
-    def _divide(self, o, result, column, head, depth):
-        """result = o / its last column, for output tiles of equal height; keep sums and checks.
+    def _join(self, o, row, column, count):
+        """Take whole output tiles, the first at `row` of all rows; store when enough are there."""
+        depth, room = self.out.shape[3], self.together * o.shape[1]
+        joined = self.joined
+        if joined is not None and joined["row"] + joined["count"] * self.sub != row:
+            self._store_joined()
+        if self.joined is None:
+            copy = nl.ndarray((self.sub, room, depth + 1), dtype=nl.float32, buffer=nl.sbuf)
+            self.joined = {"copy": copy, "row": row, "column": column, "count": 0}
+        joined = self.joined
+        first = joined["count"]
+        joined["count"] += count
+        self._evict(o[:, :count, :], joined["copy"][:, first : first + count, :], column)
+        if joined["count"] + o.shape[1] > room:
+            self._store_joined()
+
+    def _store_joined(self):
+        """Divide and store the output tiles that wait."""
+        if self.joined is None:
+            return
+        joined, depth = self.joined, self.out.shape[3]
+        self.joined = None
+        row, count = joined["row"], joined["count"]
+        result = self._divide(joined["copy"][:, :count, :], joined["column"])
+        flat = self.out.reshape((self.batch * self.heads * self.out.shape[2], depth))
+        target = flat[row : row + count * self.sub, :].reshape((count, self.sub, depth))
+        _copy(target.permute((1, 0, 2)), result, self.config)
+
+    def _evict(self, o, copy, column):
+        """Copy output tiles and their sums from PSUM, and keep the sum over everything.
 
         PE waits for these banks, so Vector empties them all at once; dividing straight from PSUM,
         tile by tile, freed the last one 1 us later (2425 against 2243 us at Llama's shape). The
-        division can take its time, half of it on GpSimd, whose two-input rate is assumed. The sum
-        over everything is finite only if every element is: the test for overflow is free.
+        sum is finite only if every element is: the test for overflow is free.
         """
-        rows, count = o.shape[0], o.shape[1]
-        copy = nl.ndarray((rows, count, depth + 1), dtype=nl.float32, buffer=nl.sbuf)
         nisa.tensor_scalar_reduce(
             dst=copy,
-            data=o[:, :, : depth + 1],
+            data=o[:, :, : copy.shape[2]],
             op0=nl.multiply,
             operand0=1.0,
             reduce_op=nl.add,
-            reduce_res=self.checks[:rows, column : column + 1],
+            reduce_res=self.checks[: o.shape[0], column : column + 1],
         )
+
+    def _divide(self, copy, column):
+        """Return copy / its last column, which is kept from `column` on, sinks added.
+
+        The division can take its time, half of it on GpSimd, whose two-input rate is assumed.
+        """
+        rows, count, depth = copy.shape[0], copy.shape[1], copy.shape[2] - 1
         sums = self.sums[:rows, column : column + count]
         # Both bounds keep the logarithm defined; a row that meets one fails the test or is idle.
-        nisa.tensor_scalar(
-            dst=sums,
-            data=copy[:, :, depth],
-            op0=nl.add,
-            operand0=0.0 if self.sinks is None else self.sinks[:rows, head : head + 1],
-            op1=nl.maximum,
-            operand1=LEAST / 2,
-        )
+        for left, right, head in self._heads(column, count):
+            nisa.tensor_scalar(
+                dst=sums[:, left:right],
+                data=copy[:, left:right, depth],
+                op0=nl.add,
+                operand0=0.0 if head is None else self.sinks[:rows, head : head + 1],
+                op1=nl.maximum,
+                operand1=LEAST / 2,
+            )
         factor = nl.ndarray((rows, count), dtype=nl.float32, buffer=nl.sbuf)
         nisa.reciprocal(dst=factor, data=sums)
-        engine = nisa.engine.gpsimd if self.turn % 2 else nisa.engine.vector
+        result = nl.ndarray((rows, count, depth), dtype=self.out.dtype, buffer=nl.sbuf)
+        gpsimd = self.shared and self.turn % 2
         self.turn += 1
         nisa.tensor_tensor(
             dst=result,
             data1=copy[:, :, :depth],
             data2=factor.expand_dim(2).broadcast(2, depth),
             op=nl.multiply,
-            engine=engine,
+            engine=nisa.engine.gpsimd if gpsimd else nisa.engine.vector,
         )
+        return result
+
+    def _heads(self, column, count):
+        """Cut `count` output tiles where the sink changes: (first, stop, head) each."""
+        if self.sinks is None:
+            return [(0, count, None)]
+        cuts, per_head, left = [], len(self.tiles), 0
+        while left < count:
+            number, tile = divmod(self.section * per_head + column + left, per_head)
+            right = min(count, left + per_head - tile)
+            cuts.append((left, right, number % self.heads))
+            left = right
+        return cuts
 
     def _close(self, heads):
         """Test a section, store its logarithms and the zeros of what attends nothing."""
@@ -203,12 +254,17 @@ class Sums:
                 target = self.lse.reshape((self.batch * self.heads * per_head, self.sub))
                 _copy(target[start : start + right - left, :], lines, self.config)
                 continue
-            for line in range(right - left):
-                number, tile = (start + line) // per_head, (start + line) % per_head
-                first, last = self.tiles[tile]
+            line = 0
+            while line < right - left:
+                number, tile = divmod(start + line, per_head)
+                # The rest of the head's whole tiles at once; its last tile is shorter.
+                count = max(1, min(right - left - line, per_head - 1 - tile))
+                first, last = self.tiles[tile][0], self.tiles[tile + count - 1][1]
+                shape = (count, (last - first) // count)
                 target = self.lse[number // self.heads, number % self.heads, first:last]
-                source = lines[line : line + 1, : last - first]
-                _copy(target.reshape((1, last - first)), source, self.config)
+                source = lines[line : line + count, : shape[1]]
+                _copy(target.reshape(shape), source, self.config)
+                line += count
 
     def _store_zeros(self, heads):
         """Store the zeros of output tiles no query of which attends a key."""
