@@ -6,7 +6,7 @@ import contextlib
 import io
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -67,21 +67,15 @@ class Orchestrator:
         self.record["stage"] = "done"
 
     def _launch(self, kernel: Any, given: dict[str, Any], target: str, lnc: int) -> Launch:
-        """Launch with every check on; after a finding, once more with the checks as warnings.
-
-        What the checks find in AWS's kernels is for a reader to judge; whether the values are right
-        is known in either case. Where the test expects an error, the first one is it.
-        """
-        kernel = jit(kernel)[lnc]  # with its bracket, the grid that nl.program_ndim() reports
+        """Launch; where the test expects an error, the checks' first one is it."""
         harness = sys.modules.get("test.utils.ranged_test_harness")
-        try:
-            return launch(kernel, (), _arguments(given), target=target)
-        except NkiKernelsError as error:
-            if harness is not None and harness.is_in_negative_test_context():
-                raise
-            self.record["finding"] = f"{type(error).__name__}: {error}"
-        with _lenient() as options:
-            return launch(kernel, (), _arguments(given), target=target, options=options)
+        if harness is not None and harness.is_in_negative_test_context():
+            return launch(jit(kernel)[lnc], (), _arguments(given), target=target)
+
+        def found(finding: str) -> None:
+            self.record["finding"] = finding
+
+        return launch_judged(kernel, lambda: _arguments(given), target, lnc, found)
 
     def get_test_artifact_output_path(self) -> str:
         """No artifacts are written."""
@@ -136,6 +130,34 @@ def _named(results: list[Array], names: list[str], golden: dict[str, Any]) -> di
     if len(results) < len(names):
         raise Mismatch(f"{len(results)} outputs, the reference has {len(names)}")
     return dict(zip(names, results, strict=False))
+
+
+def launch_judged(
+    kernel: Any,
+    arguments: Callable[[], dict[str, Any]],
+    target: str,
+    lnc: int,
+    found: Callable[[str], None],
+) -> Launch:
+    """Launch with every check on; after a finding, once more with the checks as warnings.
+
+    What the checks find in AWS's kernels is for a reader to judge; whether the values are right is
+    known in either case.
+
+    Args:
+        kernel: the kernel, jitted or not.
+        arguments: makes its arguments, by name; called for each launch, as a kernel may write them.
+        target: hardware generation.
+        lnc: cores.
+        found: told what the checks say, if they say something.
+    """
+    bracketed = jit(kernel)[lnc]  # with its bracket, the grid that nl.program_ndim() reports
+    try:
+        return launch(bracketed, (), arguments(), target=target)
+    except NkiKernelsError as error:
+        found(f"{type(error).__name__}: {error}")
+    with _lenient() as options:
+        return launch(bracketed, (), arguments(), target=target, options=options)
 
 
 @contextlib.contextmanager
