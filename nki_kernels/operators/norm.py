@@ -25,8 +25,7 @@ _CHUNK = 4096
 #: The shortest chunk worth its instructions: below, their fixed cost doubles the time.
 _SHORT_CHUNK = 128
 
-#: Scalar's rsqrt takes no more: with a larger eps every result would be 0.
-_EPS_MOST = 2.0**97
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 #: SBUF kept free for the small tiles: statistics, epsilon, alignment.
 SLACK_BYTES = 2048
@@ -130,10 +129,10 @@ def option_problems(options: Options) -> tuple[str, ...]:
     if isinstance(eps, np.floating):
         eps = float(eps)  # float16 could not be compared with the largest float32
     number = isinstance(eps, (int, float)) and not isinstance(eps, bool)
-    if number and 0 <= eps <= _EPS_MOST:
+    if number and 0 <= eps <= _FLOAT32_MAX:
         return ()
     reason = (
-        f"eps is {options['eps']!r}; a number from 0 to 2^97 is needed, the most that rsqrt takes; "
+        f"eps is {options['eps']!r}; a number of at least 0 that float32 can hold is needed; "
         f"pass for example {DEFAULT_EPS['rms_norm']}"
     )
     return (reason,)

@@ -92,7 +92,7 @@ def test_any_shape_matches_the_reference(op, present, n, h, dtype, out_dtype, se
 
 
 @pytest.mark.parametrize("op", NORMS)
-@given(eps=st.floats(2**-40, 2**96), seed=seeds(), **toy_sizes)
+@given(eps=st.floats(2**-40, 2**120), seed=seeds(), **toy_sizes)
 def test_any_eps_matches_the_reference(op, n, h, eps, seed):
     inputs = operands(op, n, h, "float32", seed)
     compare(op, call(op, inputs, eps=eps, target="toy"), inputs, "toy", f"eps {eps}", eps=eps)
@@ -310,7 +310,6 @@ ILLEGAL = {
     ),
 }  # fmt: skip
 BAD_EPS = [
-    2.0**98,
     -1e-6,
     float("nan"),
     float("inf"),
@@ -348,7 +347,7 @@ def test_the_bias_is_held_to_the_same_rules(monkeypatch):
 @pytest.mark.parametrize("eps", BAD_EPS, ids=repr)
 @pytest.mark.parametrize("op", NORMS)
 def test_an_eps_that_is_none_says_what_one_is(op, eps, monkeypatch):
-    text = f"eps is {eps!r}; a number from 0 to 2^97 is needed, the most that rsqrt takes; pass for"
+    text = f"eps is {eps!r}; a number of at least 0 that float32 can hold is needed; pass for"
     refused(op, zeros((3, 4)), {"eps": eps}, OptionError, text, monkeypatch)
     assert issubclass(OptionError, ValueError)
 
@@ -364,7 +363,7 @@ def test_every_reason_is_listed_and_the_gravest_names_the_error(op, monkeypatch)
     assert [reason.split()[0] for reason in found] == ["weight", "H", "eps"]
 
 
-@pytest.mark.parametrize("eps", [0, 1e-6, np.float32(1e-6), np.float16(0.5), 1e29, 10**9], ids=repr)
+@pytest.mark.parametrize("eps", [0, 1e-6, np.float32(1e-6), np.float16(0.5), 1e29, 10**9, 2.0**120, 3.4e38], ids=repr)
 @pytest.mark.parametrize("op", NORMS)
 def test_any_number_is_an_eps(op, eps):
     inputs = operands(op, 3, 20, "float32")

@@ -227,22 +227,23 @@ def test_instructions_are_exactly_the_formula(op, weighted, shape):
         nc_transpose=ends,
         # Once per part of the sums the first row tile's, and each end.
         tensor_copy=(parts + ends + rest * (1 + layer)),
-        memset=2 + layer + (3 * scalar if layer else 0),
+        memset=1 + layer + (3 * scalar if layer else 0),
         bn_stats=tiles * stats,
         bn_aggr=tiles * layer,
     )
     if layer:
         counts["tensor_tensor"] = tiles * 2 * shares * weighted + (tiles - 1) * parts
-        # Two passes of statistics, the root, two row sums, and one part of dx.
-        counts["activation"] = tiles * (2 * scalar + 2 + 3 * chunks)
-        counts["scalar_tensor_tensor"] = tiles * (2 * chunks + 6)
+        # Two passes of statistics, two row sums, and one part of dx.
+        counts["activation"] = tiles * (2 * scalar + 3 * chunks)
+        counts["scalar_tensor_tensor"] = tiles * (2 * chunks + 5)
         counts["tensor_reduce"] = 2 * tiles * reduces
     else:
         counts["tensor_tensor"] = tiles * shares * (1 + weighted) + (tiles - 1) * parts
-        # Squares, the root, the row sum; without a weight Scalar scales dy.
-        counts["activation"] = tiles * (2 * chunks + 2 + (not weighted) * chunks)
-        counts["scalar_tensor_tensor"] = tiles * ((1 + weighted) * chunks + 4)
+        # Squares and the row sum; without a weight Scalar scales dy.
+        counts["activation"] = tiles * (2 * chunks + (not weighted) * chunks)
+        counts["scalar_tensor_tensor"] = tiles * ((1 + weighted) * chunks + 3)
         counts["tensor_reduce"] = 2 * tiles * reduces
+    counts["tensor_scalar"] = tiles  # the root
     inputs = operands(op, n, h, "bfloat16", weighted=weighted)
     run = OPERATORS[op].launch(inputs, {}, config=config, target="toy")
     assert Counter(e.opcode for e in run.trace) == {k: v for k, v in counts.items() if v}

@@ -45,11 +45,11 @@ def test_rows_of_zeros_become_the_bias(op, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("op", NORMS)
-def test_rows_of_zeros_without_eps_stay_zeros(op, dtype):
+def test_rows_of_zeros_without_eps_are_nan(op, dtype):
     x, *vectors = operands(op, 19, 70, dtype)
     x[4] = 0
     got = call(op, (x, *vectors), eps=0.0, target="toy")
-    assert (got[4] == (vectors[1] if op == "layer_norm" else 0)).all()
+    assert np.isnan(got[4]).all()
     others = np.arange(19) != 4
     compare(op, got[others], (x[others], *vectors), "toy", "others", eps=0.0)
 
@@ -62,7 +62,7 @@ VALUES = {
     "one large": [6e4] + [1e-3] * 60,
 }  # fmt: skip
 WIDE_VALUES = {
-    "squares almost too large": [1e14, -2e14], "below eps": [1e-15, -3e-16],
+    "squares almost overflow": [1e18, -2e18], "below eps": [1e-15, -3e-16],
     "squares underflow": [1e-25, 3e-26], "subnormal": [1e-40, -3e-39],
 }  # fmt: skip
 ROWS = [
@@ -81,6 +81,15 @@ def test_uneven_rows_match_the_reference(op, values, dtype):
     _, *vectors = operands(op, 19, 70, dtype)
     inputs = (rows_of(values, 19, 70, dtype), *vectors)
     compare(op, call(op, inputs, target="toy"), inputs, "toy", str(values[:3]))
+
+
+@pytest.mark.parametrize("op", NORMS)
+@given(dtype=st.sampled_from(["bfloat16", "float32"]), power=st.integers(-60, 59), seed=seeds())
+def test_rows_of_any_scale_match_the_reference_without_eps(op, dtype, power, seed):
+    """Mean squares from 2^-120 to 2^120: Scalar's root takes 2^-87 to 2^97."""
+    x, *vectors = operands(op, 9, 33, dtype, seed)
+    inputs = (np.ldexp(x.astype(np.float64), power).astype(x.dtype), *vectors)
+    compare(op, call(op, inputs, eps=0.0, target="toy"), inputs, "toy", f"2^{power}", eps=0.0)
 
 
 @pytest.mark.parametrize("op", NORMS)
@@ -168,7 +177,7 @@ def test_special_rows_are_those_of_torch(op):
     x, *vectors = operands(op, 19, 70, "float32")
     x[1, 3], x[2, 3], x[10, 3], x[11, 5] = np.nan, np.inf, -np.inf, np.nan
     x[12] = np.where(np.arange(70) % 3, 1e20, -1e20)
-    x[13], x[14] = 0, 5
+    x[13], x[14], x[15] = 0, 5, np.where(np.arange(70) % 3, 1e18, -2e18)
     tensors = [torch.from_numpy(array.copy()) for array in (x, *vectors)]
     function = getattr(torch.nn.functional, op)
     want = function(tensors[0], (70,), *tensors[1:], eps=1e-5).numpy()
@@ -177,6 +186,18 @@ def test_special_rows_are_those_of_torch(op):
     for row in (2, 10, 12, 13):
         finite = ~np.isnan(want[row])
         assert (got[row][finite] == want[row][finite]).all()
+
+
+@pytest.mark.parametrize("op", NORMS)
+def test_zeros_without_eps_are_those_of_torch(op):
+    torch = pytest.importorskip("torch")
+    x, *vectors = operands(op, 3, 70, "float32")
+    x[1] = 0
+    tensors = [torch.from_numpy(array.copy()) for array in (x, *vectors)]
+    want = getattr(torch.nn.functional, op)(tensors[0], (70,), *tensors[1:], eps=0.0).numpy()
+    got = call(op, (x, *vectors), eps=0.0, target="toy")
+    assert np.isnan(want[1]).all()
+    assert (np.isnan(got) == np.isnan(want)).all()
 
 
 @pytest.mark.parametrize("op", NORMS)

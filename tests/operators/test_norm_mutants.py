@@ -93,13 +93,11 @@ def count_the_first_chunk_twice(patch):
 def divide_by_one_less(patch):
     """Divide the sum of squares by H - 1, as an estimate from a sample would."""
 
-    def unbiased(real, **k):
-        if k["op"] == nl.rsqrt:
-            # rms_norm divides here; layer_norm's variance comes divided already.
-            k["scale"] = (k.get("scale", 1.0)) * H / (H - 1)
-        return real(**k)
+    def unbiased(real, squares, scale, epsilon):
+        # rms_norm divides here; layer_norm's variance comes divided already.
+        return real(squares, scale * H / (H - 1), epsilon)
 
-    patch.instruction("activation", unbiased)
+    patch.piece("shifted_squares", unbiased, module=moments_module)
 
 
 def forget_eps(patch):
@@ -109,15 +107,16 @@ def forget_eps(patch):
 def add_eps_outside_the_root(patch):
     """1 / (sqrt(v) + eps), not 1 / sqrt(v + eps)."""
 
-    def outside(real, squares, scale, constants):
+    def outside(real, squares, scale, epsilon):
         root = nl.ndarray(squares.shape, dtype=nl.float32, buffer=nl.sbuf)
         nisa.activation(dst=root, op=nl.sqrt, data=squares, scale=scale)
-        eps = constants["eps"][0 : squares.shape[0], :]
+        eps = epsilon[0 : squares.shape[0], :]
         nisa.tensor_tensor(dst=root, data1=root, data2=eps, op=nl.add)
-        nisa.reciprocal(dst=root, data=root)
+        # The root that follows takes it back.
+        nisa.tensor_tensor(dst=root, data1=root, data2=root, op=nl.multiply)
         return root
 
-    patch.piece("reciprocal_root", outside, module=moments_module)
+    patch.piece("shifted_squares", outside, module=moments_module)
 
 
 def round_the_factor(patch):
@@ -125,10 +124,10 @@ def round_the_factor(patch):
 
     def rounded(real, **k):
         real(**k)
-        if k["op"] == nl.rsqrt:
+        if k["op0"] == nl.rsqrt:
             to_bfloat16(k["dst"])
 
-    patch.instruction("activation", rounded)
+    patch.instruction("tensor_scalar", rounded)
 
 
 def round_the_sums(patch):
@@ -312,8 +311,8 @@ def test_a_variance_that_cancels_is_rejected(h, monkeypatch):
     target = "toy" if h < 100 else "trn2"
     x, weight, bias = operands("layer_norm", 20, h, "float32")
 
-    def textbook(real, partial, constants):
-        mean, factor = real(partial, constants)
+    def textbook(real, partial, epsilon):
+        mean, shifted = real(partial, epsilon)
         (tile,) = last
         rows, size = tile.shape
         sums = nl.ndarray((rows, 2), dtype=nl.float32, buffer=nl.sbuf)
@@ -325,11 +324,13 @@ def test_a_variance_that_cancels_is_rejected(h, monkeypatch):
             )  # fmt: skip
         nisa.tensor_scalar(dst=sums, data=sums, op0=nl.multiply, operand0=1.0 / size)
         nisa.tensor_tensor(dst=mean, data1=sums[:, 0:1], data2=sums[:, 0:1], op=nl.multiply)
-        nisa.tensor_tensor(dst=factor, data1=sums[:, 1:2], data2=mean, op=nl.subtract)
-        nisa.tensor_scalar(dst=factor, data=factor, op0=nl.maximum, operand0=0.0)
-        nisa.activation(dst=factor, op=nl.rsqrt, data=factor, bias=constants["eps"][0:rows, :])
+        nisa.tensor_tensor(dst=shifted, data1=sums[:, 1:2], data2=mean, op=nl.subtract)
+        nisa.tensor_scalar(
+            dst=shifted, data=shifted, op0=nl.maximum, operand0=0.0,
+            op1=nl.add, operand1=epsilon[0:rows, :],
+        )  # fmt: skip
         nisa.tensor_copy(dst=mean, src=sums[:, 0:1])
-        return mean, factor
+        return mean, shifted
 
     last = []
 

@@ -12,6 +12,7 @@ from nki_kernels.kernels.norm.moments import (
     merge_moments,
     moments_tile,
     partial_moments,
+    reciprocal_root,
     root_constants,
 )
 from nki_kernels.kernels.norm.rows import (
@@ -85,7 +86,7 @@ def layer_norm(x, weight, bias, eps, out_dtype, config):
     rows, size = x.shape
     y = nl.ndarray((rows, size), dtype=out_dtype, buffer=nl.shared_hbm)
     row_tiles = row_spans(rows)
-    constants = root_constants(eps)
+    epsilon = root_constants(eps)
     tiles = []
     scale = None
     shift = None
@@ -108,8 +109,8 @@ def layer_norm(x, weight, bias, eps, out_dtype, config):
         partial_moments(tile, partial, by_vector, config)
         if config.lag > 0 and index > 0:
             _write_rows(y, waiting.pop(0), scale, shift, config)
-        mean, factor = merge_moments(partial, constants)
-        waiting.append((row_tiles[index], tile, mean, factor))
+        mean, shifted = merge_moments(partial, epsilon)
+        waiting.append((row_tiles[index], tile, mean, reciprocal_root(shifted)))
         if config.lag == 0:
             _write_rows(y, waiting.pop(0), scale, shift, config)
     for rows_left in waiting:

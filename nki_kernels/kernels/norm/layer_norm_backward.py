@@ -15,7 +15,7 @@ from nki_kernels.kernels.norm.column_sums import (
     sum_columns,
     whole_blocks,
 )
-from nki_kernels.kernels.norm.moments import merge_moments, root_constants
+from nki_kernels.kernels.norm.moments import merge_moments, reciprocal_root, root_constants
 from nki_kernels.kernels.norm.rows import (
     accumulate_chunk,
     broadcast_rows,
@@ -96,7 +96,7 @@ def layer_norm_backward(dy, x, weight, eps, out_dtype, config):
     dbias = nl.ndarray((size,), dtype=out_dtype, buffer=nl.shared_hbm)
     cuts = spans(0, size, whole_blocks(config.chunk))
     tiles = [{"rows": span, "x": [], "dy": [], "g": []} for span in row_spans(rows)]
-    constants = root_constants(eps)
+    epsilon = root_constants(eps)
     ones = nl.ndarray((nl.tile_size.pmax, 1), dtype=dy.dtype, buffer=nl.sbuf)
     nisa.memset(dst=ones, value=1.0)
     for_weight, for_bias = column_sums(size, 2, nl.sbuf)
@@ -126,7 +126,8 @@ def layer_norm_backward(dy, x, weight, eps, out_dtype, config):
             index, chunk = step["multiply"]
             if chunk == 0:
                 # Only now: Vector would wait for Scalar's share of the statistics.
-                _merge(tiles[index], constants)
+                tile = tiles[index]
+                tile["mean"], tile["shifted"] = merge_moments(tile["stats"], epsilon)
             _multiply(tiles[index], chunk, cuts, scale, ones, config)
         if "write" in step:
             index, chunk = step["write"]
@@ -183,11 +184,6 @@ def _measure(tile, chunk, place, stats):
         accumulate_chunk(nl.square, rest, deviations, True, scale=-1.0, bias=mean)
 
 
-def _merge(tile, constants):
-    """Mean and 1 / sqrt(var + eps) of the rows of a tile."""
-    tile["mean"], tile["factor"] = merge_moments(tile["stats"], constants)
-
-
 def _multiply(tile, chunk, cuts, scale, ones, config):
     """Sum one chunk along the columns, and g and g * (x - mean) along the rows."""
     left, right = cuts[chunk]
@@ -206,12 +202,16 @@ def _multiply(tile, chunk, cuts, scale, ones, config):
         tile["for_weight"], tile["for_bias"] = column_sums(cuts[-1][1], 2, nl.psum)
         tile["sum_g"] = nl.ndarray((rows, len(cuts)), dtype=nl.float32, buffer=nl.sbuf)
         tile["sum_gs"] = nl.ndarray((rows, len(cuts)), dtype=nl.float32, buffer=nl.sbuf)
-    sum_columns(tile["for_weight"], terms, left, tile["factor"])
-    sum_columns(tile["for_bias"], slope, left, ones[0:rows, :])
     weighted, slopes = terms, slope
     if scale is not None:
         slopes = multiply_shared(slope, scale[0:rows, left:right], config)
+    if chunk == 0:
+        # Behind a share of GpSimd's that needs no statistics.
+        tile["factor"] = reciprocal_root(tile["shifted"])
+    if scale is not None:
         weighted = multiply_shared(terms, scale[0:rows, left:right], config)
+    sum_columns(tile["for_weight"], terms, left, tile["factor"])
+    sum_columns(tile["for_bias"], slope, left, ones[0:rows, :])
     tile["dy"][chunk] = None
     tile["g"].append(slopes)
     accumulate_chunk(nl.copy, slopes, tile["sum_g"][:, chunk : chunk + 1], True)

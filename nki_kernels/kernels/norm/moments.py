@@ -7,61 +7,49 @@ import nki.language as nl
 
 from nki_kernels.kernels.norm.rows import accumulate_rows, spans
 
-#: What rsqrt of the Scalar engine takes; outside of it the hardware's result is invalid.
-_LEAST, _MOST = 2.0**-87, 2.0**97
-
 
 def root_constants(eps):
-    """Return what `reciprocal_root` needs, [P, 1] float32 tiles: eps, and the most beside it.
+    """Return what `reciprocal_root` needs: eps in a [P, 1] float32 tile."""
+    epsilon = nl.ndarray((nl.tile_size.pmax, 1), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.memset(dst=epsilon, value=eps)
+    return epsilon
 
-    "least" is a number: the least beside eps, or None where eps is enough.
+
+def shifted_squares(squares, scale, epsilon):
+    """Return squares * scale + eps [rows, 1], on Vector.
+
+    A form that has no fast mode: that would wait for GpSimd, which shares Vector's port.
     """
-    most = _MOST - eps if eps <= _MOST else -1.0
-    tile = nl.ndarray((nl.tile_size.pmax, 2), dtype=nl.float32, buffer=nl.sbuf)
-    nisa.memset(dst=tile[:, 0:1], value=min(eps, _MOST))
-    nisa.memset(dst=tile[:, 1:2], value=most)
-    least = _LEAST - eps if eps < _LEAST else None
-    return {"eps": tile[:, 0:1], "most": tile[:, 1:2], "least": least}
+    shifted = nl.ndarray(squares.shape, dtype=nl.float32, buffer=nl.sbuf)
+    nisa.scalar_tensor_tensor(
+        dst=shifted,
+        data=squares,
+        op0=nl.multiply,
+        operand0=scale,
+        op1=nl.add,
+        operand1=epsilon[0 : squares.shape[0], :],
+    )
+    return shifted
 
 
-def reciprocal_root(squares, scale, constants):
-    """Return 1 / sqrt(squares * scale + eps) [rows, 1]; 0 above what rsqrt takes, NaN of NaN.
+def reciprocal_root(shifted):
+    """Return 1 / sqrt(shifted) [rows, 1] of any number: inf of 0, 0 of inf, NaN of NaN.
 
-    Infinity must give 0, as the square root of it would. Below what rsqrt takes, which only an eps
-    below it reaches, the sum counts as the least that it does take.
+    On GpSimd: Scalar's root takes nothing outside 2^-87 to 2^97.
     """
-    rows = squares.shape[0]
-    eps, most = constants["eps"][0:rows, :], constants["most"][0:rows, :]
-    limited = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
-    inside = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
-    root = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
-    factor = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
-    # In a form that has no fast mode: that would wait for GpSimd, which shares Vector's port.
-    for target, op in ((limited, nl.minimum), (inside, nl.less_equal)):
-        nisa.scalar_tensor_tensor(
-            dst=target, data=squares, op0=nl.multiply, operand0=scale, op1=op, operand1=most
-        )
-    if constants["least"] is not None:
-        nisa.scalar_tensor_tensor(
-            dst=limited,
-            data=limited,
-            op0=nl.maximum,
-            operand0=constants["least"],
-            op1=nl.minimum,
-            operand1=most,
-        )
-    nisa.activation(dst=root, op=nl.rsqrt, data=limited, bias=eps)
-    # On Scalar as well: Vector would wait for the root.
-    nisa.activation(dst=factor, op=nl.copy, data=root, scale=inside)
+    factor = nl.ndarray(shifted.shape, dtype=nl.float32, buffer=nl.sbuf)
+    nisa.tensor_scalar(
+        dst=factor, data=shifted, op0=nl.rsqrt, operand0=0.0, engine=nisa.engine.gpsimd
+    )
     return factor
 
 
-def reciprocal_rms(tile, constants, config):
+def reciprocal_rms(tile, epsilon, config):
     """Return 1 / sqrt(mean(tile^2) + eps), one float32 per row."""
     rows, size = tile.shape
     total = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
     accumulate_rows(nl.square, tile, config.chunk, total)
-    return reciprocal_root(total, 1.0 / size, constants)
+    return reciprocal_root(shifted_squares(total, 1.0 / size, epsilon))
 
 
 def moments_tile(size, by_vector):
@@ -93,9 +81,9 @@ def partial_moments(tile, stats, by_vector, config):
     accumulate_rows(nl.square, columns, config.chunk, deviations, scale=-1.0, bias=mean)
 
 
-def merge_moments(stats, constants):
-    """Return the mean and 1 / sqrt(var + eps) of each row, [rows, 1] float32 each."""
+def merge_moments(stats, epsilon):
+    """Return the mean and var + eps of each row, [rows, 1] float32 each."""
     rows = stats.shape[0]
     merged = nl.ndarray((rows, 2), dtype=nl.float32, buffer=nl.sbuf)
     nisa.bn_aggr(dst=merged, data=stats)
-    return merged[:, 0:1], reciprocal_root(merged[:, 1:2], 1.0, constants)
+    return merged[:, 0:1], shifted_squares(merged[:, 1:2], 1.0, epsilon)

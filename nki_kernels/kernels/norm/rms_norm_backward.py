@@ -15,7 +15,7 @@ from nki_kernels.kernels.norm.column_sums import (
     sum_columns,
     whole_blocks,
 )
-from nki_kernels.kernels.norm.moments import reciprocal_root, root_constants
+from nki_kernels.kernels.norm.moments import reciprocal_root, root_constants, shifted_squares
 from nki_kernels.kernels.norm.rows import (
     accumulate_chunk,
     broadcast_rows,
@@ -90,7 +90,7 @@ def rms_norm_backward(dy, x, weight, eps, out_dtype, config):
     cuts = spans(0, size, whole_blocks(config.chunk))
     tiles = [{"rows": span, "x": [], "dy": []} for span in row_spans(rows)]
     (sums,) = column_sums(size, 1, nl.sbuf)
-    constants = root_constants(eps)
+    epsilon = root_constants(eps)
     scale = None
     ready = None
     for step in pipeline(len(tiles), len(cuts), _SLACK, config):
@@ -106,7 +106,7 @@ def rms_norm_backward(dy, x, weight, eps, out_dtype, config):
         ready = store_ready(ready, config)
         if "measure" in step:
             index, chunk = step["measure"]
-            _measure(tiles[index], chunk, cuts, size, constants)
+            _measure(tiles[index], chunk, cuts, size, epsilon)
         if "multiply" in step:
             index, chunk = step["multiply"]
             _multiply(tiles[index], chunk, cuts, scale, config)
@@ -120,7 +120,7 @@ def rms_norm_backward(dy, x, weight, eps, out_dtype, config):
     return dx, dweight
 
 
-def _measure(tile, chunk, cuts, size, constants):
+def _measure(tile, chunk, cuts, size, epsilon):
     """Sum the squares of one chunk; behind the last one, r = 1 / sqrt(mean(x^2) + eps)."""
     columns = tile["x"][chunk]
     rows = columns.shape[0]
@@ -128,7 +128,7 @@ def _measure(tile, chunk, cuts, size, constants):
         tile["squares"] = nl.ndarray((rows, len(cuts)), dtype=nl.float32, buffer=nl.sbuf)
     accumulate_chunk(nl.square, columns, tile["squares"][:, chunk : chunk + 1], True)
     if chunk == len(cuts) - 1:
-        tile["factor"] = reciprocal_root(add_up(tile["squares"]), 1.0 / size, constants)
+        tile["shifted"] = shifted_squares(add_up(tile["squares"]), 1.0 / size, epsilon)
 
 
 def _multiply(tile, chunk, cuts, scale, config):
@@ -138,6 +138,8 @@ def _multiply(tile, chunk, cuts, scale, config):
     rows = columns.shape[0]
     terms = multiply_shared(tile["dy"][chunk], columns, config)
     if chunk == 0:
+        # Behind GpSimd's share, which would wait for it.
+        tile["factor"] = reciprocal_root(tile["shifted"])
         (tile["sums"],) = column_sums(cuts[-1][1], 1, nl.psum)
         tile["inner"] = nl.ndarray((rows, len(cuts)), dtype=nl.float32, buffer=nl.sbuf)
     sum_columns(tile["sums"], terms, left, tile["factor"])
