@@ -1,0 +1,211 @@
+"""The operator `attention_backward`: contract, limits and configs.
+
+Its inputs are do, q, k, v and the two results of `attention`, whose options it takes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from nki_kernels.hardware.spec import CoreSpec
+from nki_kernels.kernels.attention.backward import AttentionBackwardConfig, attention_backward
+from nki_kernels.machine.dtypes import as_dtype
+from nki_kernels.operators import attention as forward
+from nki_kernels.operators.contract import Axes, Operand, Operator, Options
+
+__all__ = [
+    "ATTENTION_BACKWARD",
+    "CAUSAL_ATTENTION_BACKWARD",
+    "MASKED_ATTENTION_BACKWARD",
+    "AttentionBackwardConfig",
+]
+
+#: The share of SBUF that tiles can take: those of different sizes leave gaps.
+_PACKED = 0.85
+
+#: Tiles of queries per load: each costs its queue 0.6 us, and the first scores wait for it.
+_CHUNK = 4
+
+#: Steps between loads and scores, statistics and scores, scores and the products with dO, Q and K.
+#: A step takes PE 1.1 us; the transposes of dS by DMA come 2 us after Vector's 0.7. In float32 a
+#: step takes four times as long, and its tiles twice the room.
+_AHEAD, _READY = 10, 2
+_DV_LAG, _DK_LAG, _DQ_LAG = 2, 3, {2: 6, 4: 3}
+
+#: Of what the steps in flight leave, the share for loads ahead.
+_AHEAD_SHARE = 0.4
+
+
+def _flops(causal: bool, axes: Axes) -> int:
+    """Count the five products; causal counts half."""
+    pairs = axes["B"] * axes["H"] * axes["M"] * axes["N"]
+    whole = 2 * pairs * (3 * axes["D"] + 2 * axes["E"])
+    return whole // 2 if causal else whole
+
+
+def _chain(axes: Axes, spec: CoreSpec) -> int:
+    """The reference's magnitudes count roundings themselves, as those of `attention` do."""
+    return 1
+
+
+def _bytes(axes: Axes, itemsize: int, spec: CoreSpec) -> tuple[int, int, int]:
+    """Return what a tile of queries, a block of keys and a step take of a partition."""
+    p, keys = spec.partitions, spec.moving_fmax
+    slices = math.ceil(axes["D"] / p) + math.ceil(axes["E"] / p)
+    # q, do and out, the first two also transposed, and dq in float32.
+    tile = (slices * p + axes["D"] + 2 * axes["E"]) * itemsize + 4 * axes["D"]
+    block = slices * keys * itemsize + math.ceil(keys / p) * axes["D"] * itemsize
+    return tile, block, 3 * keys * itemsize
+
+
+def _configure(axes: Axes, dtype: str, spec: CoreSpec) -> AttentionBackwardConfig:
+    itemsize = as_dtype(dtype).itemsize
+    tile, block, step = _bytes(axes, itemsize, spec)
+    lag, keys = _DQ_LAG[itemsize], spec.moving_fmax
+    room = int(spec.sbuf_usable_bytes * _PACKED)
+    # Steps in flight, those of mask, bias and softcap in float32, and what is stored of a block.
+    room -= (lag + 2) * (block + step) + 5 * keys * 4
+    room -= 2 * math.ceil(keys / spec.partitions) * max(axes["D"], axes["E"]) * 4
+    # At worst each step ahead needs another tile and another block.
+    ahead = max(1, min(_AHEAD, int(room * _AHEAD_SHARE) // (tile + block)))
+    count = max(1, (room - ahead * (tile + block)) // tile)
+    chunk = max(1, min(_CHUNK, count // 4))
+    return AttentionBackwardConfig(
+        keys=keys,
+        segment=max(1, count - chunk),
+        chunk=chunk,
+        ahead=ahead,
+        ready=min(_READY, ahead),
+        dv_lag=_DV_LAG,
+        dk_lag=_DK_LAG,
+        dq_lag=lag,
+        dma_transposes=True,
+        fill=axes["D"] % spec.partitions != 0 or axes["E"] % spec.partitions != 0,
+        hwdge=spec.generation >= 3,
+    )
+
+
+def _limits(axes: Axes, dtype: str, spec: CoreSpec) -> tuple[str, ...]:
+    reasons = []
+    if axes["H"] % axes["G"]:
+        reasons.append(
+            f"{axes['H']} query heads share {axes['G']} key heads; the first must be a multiple of "
+            "the second; repeat or drop heads"
+        )
+    banks = sum(math.ceil(axes[letter] / spec.stationary_fmax) for letter in ("D", "E"))
+    if banks > spec.psum_banks - 1:
+        reasons.append(
+            f"the head sizes of q and v are {axes['D']} and {axes['E']}; the sums of dk and dv "
+            f"take a PSUM bank for every {spec.stationary_fmax} of each, {banks} in all, at most "
+            f"{spec.psum_banks - 1} on {spec.name}; use smaller heads"
+        )
+    most = spec.psum_bank_bytes // 4
+    if axes["D"] > most:
+        reasons.append(
+            f"the head size of q and k is {axes['D']}; a row of dq must fit a PSUM bank, at most "
+            f"{most} on {spec.name}; use smaller heads"
+        )
+    return tuple(reasons)
+
+
+def _masked_limits(axes: Axes, dtype: str, spec: CoreSpec) -> tuple[str, ...]:
+    """Add what `attention` says of masks and biases alone."""
+    known = forward.ATTENTION.limits(axes, dtype, spec)
+    extra = forward.MASKED_ATTENTION.limits(axes, dtype, spec)
+    return (*_limits(axes, dtype, spec), *(reason for reason in extra if reason not in known))
+
+
+_LEAST = {
+    "keys": 1,
+    "segment": 1,
+    "chunk": 1,
+    "ahead": 0,
+    "ready": 0,
+    "dv_lag": 0,
+    "dk_lag": 0,
+    "dq_lag": 0,
+}
+
+
+def _config_problems(config: Any, dtype: str, spec: CoreSpec) -> tuple[str, ...]:
+    if not isinstance(config, AttentionBackwardConfig):
+        return (f"config is {config!r}; an AttentionBackwardConfig is needed; pass one, or None",)
+    reasons = []
+    for name, least in _LEAST.items():
+        value = getattr(config, name)
+        if type(value) is not int or value < least:
+            reasons.append(f"config.{name} is {value!r}; it must be an int of at least {least}")
+    if not reasons and (config.keys % spec.partitions or config.keys > spec.moving_fmax):
+        reasons.append(
+            f"config.keys is {config.keys}; {spec.name} takes multiples of {spec.partitions} up to "
+            f"{spec.moving_fmax}"
+        )
+    if not reasons and config.ready > config.ahead:
+        reasons.append(
+            f"config.ready is {config.ready} and config.ahead {config.ahead}; statistics are made "
+            "of what is loaded: ready must not be larger"
+        )
+    if config.hwdge and spec.generation < 3:
+        reasons.append(
+            f"config.hwdge needs gen3; {spec.name} is gen{spec.generation}; set it to False"
+        )
+    return tuple(reasons)
+
+
+def _arguments(
+    causal: bool, inputs: Sequence[Any], options: Options, config: AttentionBackwardConfig
+) -> tuple[Any, ...]:
+    q, k = inputs[1], inputs[2]
+    extras = inputs[6:] or (None, None, None)
+    axes = {"D": q.shape[3], "M": q.shape[2], "N": k.shape[2]}
+    rule = forward.rule_of(axes, options, causal)
+    out_dtype = str(as_dtype(options.get("out_dtype") or q.dtype))
+    return *inputs[:6], *extras, rule, out_dtype, config
+
+
+def _operator(name: str, causal: bool, extras: bool = False) -> Operator:
+    return Operator(
+        name=name,
+        summary="dq, dk, dv of attention: ds = p * (do.v - do.out), p = exp(scale * q.k - lse)",
+        inputs=(
+            Operand("do", ("B", "H", "M", "E")),
+            *forward.ATTENTION.inputs,
+            Operand("out", ("B", "H", "M", "E")),
+            Operand("lse", ("B", "H", "M"), dtype="float32"),
+            *(forward.MASKED_ATTENTION.inputs[3:] if extras else ()),
+        ),
+        outputs=(
+            Operand("dq", ("B", "H", "M", "D")),
+            Operand("dk", ("B", "G", "N", "D")),
+            Operand("dv", ("B", "G", "N", "E")),
+            *(_EXTRA_OUTPUTS if extras else ()),
+        ),
+        axis_order=("B", "H", "G", "M", "N", "D", "E"),
+        dtypes=("bfloat16", "float16", "float32"),
+        flops=partial(_flops, causal),
+        roundings=1,
+        chain=_chain,
+        configure=_configure,
+        reduced=forward.ATTENTION.reduced,
+        kernel=attention_backward,
+        arguments=partial(_arguments, causal),
+        limits=_masked_limits if extras else _limits,
+        option_problems=forward.ATTENTION.option_problems,
+        config_problems=_config_problems,
+    )
+
+
+_EXTRA_OUTPUTS = (
+    Operand("dsinks", ("H",), optional=True, dtype="float32"),
+    Operand("dbias", ("R", "S", "M", "N"), optional=True),
+)
+
+#: Without bounds, or with those of the options; and with causal as the default.
+ATTENTION_BACKWARD = _operator("attention_backward", causal=False)
+CAUSAL_ATTENTION_BACKWARD = _operator("causal_attention_backward", causal=True)
+
+#: With sinks, a mask and a bias; dsinks and dbias follow dv where sinks and bias are given.
+MASKED_ATTENTION_BACKWARD = _operator("attention_backward", causal=False, extras=True)
