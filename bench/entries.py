@@ -17,6 +17,7 @@ import reference.matmul
 import reference.mlp
 import reference.moe
 import reference.norm
+import reference.projection
 import reference.rope
 from bench.moe import combine_inputs, dispatch_inputs, grouped_inputs, router_inputs
 from nki_kernels.machine.dtypes import as_dtype
@@ -41,6 +42,14 @@ def rope_inputs(shapes: Shapes, dtype: str, seed: int) -> Arrays:
     (x,) = normal_inputs(shapes[:1], dtype, seed)
     angles = np.random.default_rng(seed + 1).uniform(-np.pi, np.pi, shapes[1])
     return x, np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+
+
+def qkv_inputs(shapes: Shapes, dtype: str, seed: int) -> Arrays:
+    """Return operands of the projection, and cosine and sine of random angles in float32."""
+    *given, angle, _ = shapes
+    angles = np.random.default_rng(seed + 1).uniform(-np.pi, np.pi, angle)
+    tables = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+    return (*normal_inputs(given, dtype, seed), *tables)
 
 
 def decode_inputs(shapes: Shapes, dtype: str, seed: int, *, quantized: bool = False) -> Arrays:
@@ -110,6 +119,21 @@ ENTRIES: Mapping[str, Entry] = {
         OPERATORS["gated_mlp_kn"], partial(reference.mlp.gated_mlp, transposed=False)
     ),
     "linear_backward": Entry(OPERATORS["linear_backward"], reference.matmul.linear_backward),
+    **{
+        "norm_linear" + form: Entry(
+            OPERATORS["norm_linear" + form],
+            partial(reference.projection.norm_linear, transpose_weight=not form),
+        )
+        for form in ("", "_kn")
+    },
+    **{
+        "qkv_projection" + form: Entry(
+            OPERATORS["qkv_projection" + form],
+            partial(reference.projection.qkv_projection, transpose_weight=not form),
+            qkv_inputs,
+        )
+        for form in ("", "_kn")
+    },
     "router": Entry(
         OPERATORS["router"], reference.moe.router, router_inputs, ("bias", "selection_bias")
     ),

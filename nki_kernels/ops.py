@@ -30,6 +30,8 @@ from nki_kernels.operators.norm_backward import (
     LayerNormBackwardConfig,
     RmsNormBackwardConfig,
 )
+from nki_kernels.operators.projection import norm_linear as norm_linear
+from nki_kernels.operators.projection import qkv_projection as qkv_projection
 from nki_kernels.operators.rope import rope as rope
 from nki_kernels.ops_attention import attention as attention
 from nki_kernels.ops_moe import combine as combine

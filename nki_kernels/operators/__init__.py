@@ -13,6 +13,7 @@ from nki_kernels.operators.matmul_fp8 import MATMUL_FP8, MATMUL_FP8_NT
 from nki_kernels.operators.mlp import GATED_MLP, GATED_MLP_KN
 from nki_kernels.operators.norm import LAYER_NORM, RMS_NORM
 from nki_kernels.operators.norm_backward import LAYER_NORM_BACKWARD, RMS_NORM_BACKWARD
+from nki_kernels.operators.projection import NORM_LINEARS, QKV_PROJECTIONS
 from nki_kernels.operators.rope import ROPES
 from nki_kernels.operators.router import ROUTER
 
@@ -28,6 +29,8 @@ OPERATORS: dict[str, Operator] = {
         LINEAR_BACKWARD,
         GATED_MLP,
         GATED_MLP_KN,
+        *NORM_LINEARS.values(),
+        *QKV_PROJECTIONS.values(),
         RMS_NORM,
         LAYER_NORM,
         RMS_NORM_BACKWARD,

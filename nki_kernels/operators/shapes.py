@@ -153,6 +153,21 @@ def _mlp_cases(op: str) -> Iterator[Case]:
             yield _case(op, model, phase, "mlp", axes)
 
 
+def _projection_cases(op: str) -> Iterator[Case]:
+    """norm and head of the vocabulary or gate and up; all heads of attention, rotated."""
+    for model, phase, tokens in _passes():
+        size, heads, others = model.head_dim, model.heads, model.kv_heads
+        if not model.decodes:
+            continue
+        if op.startswith("qkv"):
+            axes = {"T": tokens, "H": model.hidden, "C": heads + 2 * others}
+            axes |= {"Q": heads, "G": others, "D": size, "F": size // 2}
+            yield _case(op, model, phase, "qkv", axes)
+        elif not model.experts:
+            axes = {"M": tokens, "N": 2 * model.intermediate, "K": model.hidden}
+            yield _case(op, model, phase, "gate-up", axes)
+
+
 def _bmm_cases(op: str) -> Iterator[Case]:
     """Scores [heads, tokens, tokens] and values [heads, tokens, head_dim] of plain attention."""
     tokens = 512
@@ -258,6 +273,10 @@ _CASES: dict[str, dict[str, Case]] = {
         )
     },
     **{op: {case.name: case for case in _mlp_cases(op)} for op in ("gated_mlp", "gated_mlp_kn")},
+    **{
+        op: {case.name: case for case in _projection_cases(op)}
+        for op in ("norm_linear", "norm_linear_kn", "qkv_projection", "qkv_projection_kn")
+    },
     "linear_backward": {
         case.name: case for case in _stored_cases("linear_backward") if "decode" not in case.tags
     },
@@ -313,6 +332,15 @@ DEFAULTS: dict[str, tuple[str, ...]] = {
     "linear_kn": ("1x14336x4096", "8x14336x4096", "64x14336x4096"),
     "gated_mlp": ("1x4096x14336", "512x4096x14336"),
     "gated_mlp_kn": ("1x4096x14336", "16x4096x14336", "512x4096x14336"),
+    "norm_linear": ("4096x4096x4096",),
+    "norm_linear_kn": ("4096x4096x4096", "16x14336x4096"),
+    "qkv_projection": ("llama3-8b:prefill:qkv", "qwen3-8b:decode:qkv"),
+    "qkv_projection_kn": (
+        "llama3-8b:prefill:qkv",
+        "qwen3-30b-a3b:prefill:qkv",
+        "qwen3-8b:decode:qkv",
+        "1x4096x48x32x8x128x64",
+    ),
     "matmul_fp8": ("4096x4096x4096", "64x14336x4096"),
     "matmul_fp8_nt": ("4096x4096x4096", "64x14336x4096"),
     "linear_backward": ("4096x4096x4096", "1024x1024x1024"),
