@@ -57,10 +57,15 @@ def _needed(
     each, rows = _each(axes), axes["H"] * axes["T"]
     columns = tokens + (1 if "S" in axes and axes["S"] % spec.partitions else 0)
     keys, values = (heads * columns * axes[letter] * stored for letter in "DE")
-    scores = heads * columns * each * (4 * 2 + itemsize * 2)
+    scores = heads * columns * each * (4 * 2 + itemsize)
     turned = (lag + 2) * slices * spec.psum_bank_bytes
     queries = 2 * rows * slices * itemsize
     queries += 2 * math.ceil(rows / spec.partitions) * axes["D"] * itemsize
+    if stored == 1:
+        # Even and odd, once for each token that shares a transpose, and once more before it.
+        fold = max(1, spec.partitions // max(1, axes["D"] // 2))
+        fold = max(1, min(fold, spec.moving_fmax // each))
+        queries *= 2 * fold
     constants = 2 * 4 * spec.partitions + 8 * axes["B"] * axes["T"] + 8 * axes["H"] * axes["T"]
     masks = 4 * math.ceil(_keys(axes) / spec.partitions + 1) + 4 * columns * axes["T"] * 2
     # Statistics, their factors and outputs in float32; then a result and the logarithms.
@@ -76,7 +81,7 @@ def _shape(axes: Axes, stored: int, spec: CoreSpec) -> tuple[int, int, int, int]
     room = int(spec.sbuf_usable_bytes * _PACKED)
     most = max(1, spec.partitions // _each(axes))
     choices = [h for h in range(min(most, axes["G"]), 0, -1) if axes["G"] % h == 0]
-    for ahead, lag in ((1, 3), (0, 1), (0, 0)):
+    for ahead, lag in ((1, 4), (0, 1), (0, 0)):
         for heads in choices:
             for tokens in _tokens(axes, stored, heads, spec):
                 if _needed(axes, stored, heads, tokens, ahead, lag, spec) <= room:

@@ -146,12 +146,31 @@ def test_an_fp8_cache_is_its_values_times_its_scales(
     compare(got, (q, *whole, lengths), f"{width}x{group}x{t}x{d}", softcap=softcap)
 
 
-@pytest.mark.parametrize("target", ["trn1", "trn2", "trn3"])
-def test_an_fp8_cache_of_real_size(target):
-    q, k, v, lengths = operands(7, 2, 8, 2, 1, 300, 128, 128, "bfloat16")
+@pytest.mark.parametrize(
+    ("target", "d"),
+    [("trn1", 128), ("trn3", 128), *(("trn2", d) for d in (32, 64, 96, 101, 128, 192, 256))],
+)
+def test_an_fp8_cache_of_real_size(target, d):
+    q, k, v, lengths = operands(7, 2, 8, 2, 1, 400, d, d, "bfloat16")
     k, v = (x.astype(ml_dtypes.float8_e4m3) for x in (k, v))
     got = attention_decode(q, k, v, lengths, target=target)
-    compare(got, (q, k, v, lengths), "fp8", target)
+    compare(got, (q, k, v, lengths), f"fp8 {d}", target)
+
+
+def test_every_finite_fp8_value_survives_the_transpose():
+    """Among them bytes whose pair is a subnormal or a NaN of the 16-bit type it moves as."""
+    bits = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3)
+    bits = bits[np.isfinite(bits.astype(np.float32))]
+    k = np.stack([np.tile(bits, 2), np.repeat(bits, 2)], axis=1).reshape(1, 1, -1, 2)
+    v = np.zeros((1, 1, k.shape[2], 1), ml_dtypes.float8_e4m3)
+    for column in range(2):
+        q = np.zeros((1, 1, 1, 2), ml_dtypes.bfloat16)
+        q[..., column] = 1
+        for key in range(0, k.shape[2], 37):
+            one, zero = (np.ascontiguousarray(x[:, :, key : key + 1]) for x in (k, v))
+            length = np.array([1], np.int32)
+            _, lse = attention_decode(q, one, zero, length, scale=1.0, target="toy")
+            assert lse[0, 0, 0] == np.float32(k[0, 0, key, column])
 
 
 @given(dtype=types, seed=seeds(), paged=TRUTH, heads=st.integers(1, 3), tokens=st.integers(1, 3),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 
+import ml_dtypes
 import nki.isa as nisa
 import nki.language as nl
 import numpy as np
 import pytest
 
-from nki_kernels.kernels.attention import decode_steps
+from nki_kernels.kernels.attention import decode_scores, decode_steps
 from nki_kernels.machine.tensor import Abstract
 from nki_kernels.machine.trace import DmaWork
 from nki_kernels.operators.attention_decode import DECODES, DecodeConfig, attention_decode
@@ -78,6 +79,48 @@ def base_two(real, **k):
     if k["op"] == nl.exp:
         k["scale"] = 0.6931472
     return real(**k)
+
+
+def odd_elements_twice(patch):
+    """Multiply fp8 keys of even columns with the queries of odd ones."""
+    real = decode_scores.Pairs._spread
+    patch.setattr(
+        decode_scores.Pairs, "_spread", lambda self, t, cut, parity: real(self, t, cut, 1)
+    )
+
+
+def odd_elements_forgotten(patch):
+    real = decode_scores.Pairs.terms
+    patch.setattr(decode_scores.Pairs, "terms", lambda self, *a: real(self, *a)[:1])
+
+
+@pytest.mark.parametrize("mutate", [odd_elements_twice, odd_elements_forgotten])
+def test_a_mutant_of_fp8_pairs_is_rejected(mutate, monkeypatch):
+    q, k, v, _ = operands(3, 2, 4, 2, 1, 20, 4, 4, "bfloat16")
+    k, v = (x.astype(ml_dtypes.float8_e4m3) for x in (k, v))
+    inputs = (q, k, v, np.array([20, 13], np.int32))
+    compare(attention_decode(*inputs, target="toy"), inputs, "right")
+    mutate(monkeypatch)
+    got = attention_decode(*inputs, target="toy")
+    with pytest.raises(AssertionError):
+        compare(got, inputs, mutate.__name__)
+
+
+def test_pairs_of_fp8_keys_halve_the_transposes():
+    q, k, v, lengths = operands(0, 1, 2, 1, 1, 32, 8, 4, "bfloat16")
+    config = DecodeConfig(heads=1, tokens=4, ahead=0, lag=0, scalar=0, hwdge=True)
+    counts = []
+    for quantized in (False, True):
+        inputs = [q, k, v, lengths, None]
+        if quantized:
+            cache = [x.astype(ml_dtypes.float8_e4m3) for x in (k, v)]
+            inputs = [q, *cache, lengths, None, *[np.ones(1, np.float32)] * 2]
+        run = DECODES[False, quantized].launch(inputs, {}, config=config, target="toy")
+        counts.append(Counter(event.opcode for event in run.trace))
+    # Four key tiles; the maxima, the queries and the output. Then two; queries of two tokens,
+    # even and odd.
+    assert [c["nc_transpose"] for c in counts] == [4 + 3, 2 + 2 + 4]
+    assert [c["nc_matmul"] for c in counts] == [4 + 4 + 2, 4 + 4 + 2]
 
 
 MUTANTS = {

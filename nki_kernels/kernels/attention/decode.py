@@ -6,17 +6,16 @@ import nki
 import nki.isa as nisa
 import nki.language as nl
 
+from nki_kernels.kernels.attention.decode_scores import Scores, form_of
 from nki_kernels.kernels.attention.decode_steps import (
     Constants,
     Logarithms,
     Rows,
-    Scores,
     fitted,
     load_queries,
     mode_of,
     positions_of,
     spans,
-    transpose_queries,
 )
 
 
@@ -49,16 +48,24 @@ def attention_decode(q, k, v, lengths, sinks, k_scale, v_scale, rule, config):
     Data flow: HBM -> SBUF [P, heads, n, D] -> PE (keys transposed) -> PSUM -> SBUF -> PE (scores,
         keys on partitions) -> Vector (mask, maximum) -> Scalar (exp) -> PE (values) -> HBM.
     Limits: DMA, which reads the cache once: 11.4 us for 8192 keys of depth 128 of one head, while
-        PE needs 8.3 for transposes, scores and values. What comes late is hidden by the next step:
-        its keys are transposed before and after the softmax of this one. Of 8 x 8192 keys, 32/8
-        heads, that leaves 779 us, 93.7 %; with steps of half the keys 910 us, of half the heads
-        917 (model, unvalidated): the small instructions of a softmax are latency. An fp8 cache
-        halves DMA and not PE's work nor the evictions of transposed keys, which read a byte at the
-        rate of four: 1.1 times as fast.
+        PE needs 7.8 for transposes (57 ns per 128 keys), scores and values (32 ns each). What comes
+        late is hidden by the next step: its keys are transposed and its scores formed between the
+        parts of the softmax of this one, so that PE, which is in order, never waits for Vector. Of
+        8 x 8192 keys, 32/8 heads, that leaves 757 us, 96.4 % of 368 GB/s (779 with the softmax in
+        one piece); with steps of half the keys it was 910 us, of half the heads 917 (model,
+        unvalidated): the small instructions of a softmax are latency.
+    fp8: DMA takes 5.7 us, PE 5.9 with a transpose for two keys at once (see `decode_scores`), and
+        the evictions 2.1 of Vector instead of 4.3: 476 us, 1.59 times as fast. Transposed key by
+        key it was 722 us.
     """
     config = fitted(config, k.shape[1], q.shape[1] // k.shape[1] * q.shape[2], None)
     cache = Contiguous(k, v, config)
     return decode(q, cache, lengths, sinks, (k_scale, v_scale), rule, config)
+
+
+#: What is formed of a step's scores before the second, third and fourth part of the softmax of the
+#: step before: PE has that to do while Vector and Scalar do theirs.
+_PARTS = (0.2, 0.4, 0.8)
 
 
 class Contiguous:
@@ -128,8 +135,10 @@ def decode(q, cache, lengths, sinks, scales, rule, config):
     sink_rows = load_sinks(sinks, queries, config)
     factor = rule.scale / rule.softcap if rule.softcap > 0.0 else rule.scale
     key_factor, value_scale = load_vector(scales[0], config), load_vector(scales[1], config)
+    factors = factor
     if key_factor is not None:
         nisa.tensor_scalar(dst=key_factor, data=key_factor, op0=nl.multiply, operand0=factor)
+        factors = key_factor
     steps = _steps(batches, cache, config)
     loaded = 0
     state = {}
@@ -137,29 +146,36 @@ def decode(q, cache, lengths, sinks, scales, rule, config):
         while loaded < len(steps) and loaded <= number + config.ahead:
             _load(steps[loaded], q, cache, config)
             loaded += 1
-        scores = None
+        scores = rows = None
         if number < len(steps):
-            step = steps[number]
-            _prepare(step, state, cache, constants, rule)
-            first = step["heads"][0] * share[0] * share[1]
-            keys, mask = step["keys"], state["mask"]
-            of_heads = factor
-            if key_factor is not None:
-                of_heads = key_factor[:, step["heads"][0] : step["heads"][1]]
-            queries_turned = state["queries"]
-            scores = Scores(
-                keys, queries_turned, first, share, mask, of_heads, rule.softcap, config
-            )
-            step["scores"] = scores
-            scores.run(0.5)
-        weights = None
+            scores = _scores(steps[number], state, cache, constants, rule, share, factors)
         if number > 0:
-            weights = _softmax(steps[number - 1], state, sink_rows, share, constants, cache)
+            rows = _rows(steps[number - 1], state, sink_rows, share, cache)
+            rows.peak(steps[number - 1]["scores"].scores)
+        _run(scores, _PARTS[0])
+        if rows is not None:
+            rows.turn(constants)
+        _run(scores, _PARTS[1])
+        if rows is not None:
+            rows.weigh(constants, q.dtype)
+            steps[number - 1]["scores"] = None
+        _run(scores, _PARTS[2])
+        weights = None if rows is None else rows.add_up()
+        _run(scores, 1.0)
         if number < len(steps):
-            scores.run(1.0)
             steps[number]["keys"] = None
         if number > 0:
-            _values(steps[number - 1], weights, state, share, out, logarithms, value_scale, config)
+            _values(
+                steps[number - 1],
+                weights,
+                rows,
+                share,
+                constants,
+                out,
+                logarithms,
+                value_scale,
+                config,
+            )
     logarithms.flush()
     return out, lse
 
@@ -215,33 +231,48 @@ def _load(step, q, cache, config):
     step["keys"], step["values"] = cache.load(step["batch"], step["heads"], step["block"])
 
 
-def _prepare(step, state, cache, constants, rule):
+def _prepare(step, state, cache, constants, rule, share):
     """What the steps of a sequence, and of a block, share."""
     if step["queries"] is not None:
-        state["queries"] = transpose_queries(step["queries"])
+        state["form"] = form_of(step["queries"], step["keys"].dtype, share[0] * share[1])
         step["queries"] = None
     if step["heads"][0] == 0:
         positions = cache.key_positions(step["block"])
         state["mask"] = constants.mask(step["batch"], positions, rule.window)
 
 
-def _softmax(step, state, sink_rows, share, constants, cache):
+def _scores(step, state, cache, constants, rule, share, factors):
+    """Return the scores of a step, none of them formed; of `factors` those of its heads."""
+    _prepare(step, state, cache, constants, rule, share)
+    start, stop = step["heads"]
+    if not isinstance(factors, float):
+        factors = factors[:, start:stop]
+    step["scores"] = Scores(
+        step["keys"], state["form"], start * share[0] * share[1], share, state["mask"], factors,
+        rule.softcap, cache.config,
+    )  # fmt: skip
+    return step["scores"]
+
+
+def _run(scores, part):
+    if scores is not None:
+        scores.run(part)
+
+
+def _rows(step, state, sink_rows, share, cache):
+    """Return the statistics of the heads of a step; new ones for the first keys of a sequence."""
     start, stop = step["heads"]
     each = share[0] * share[1]
     if step["first"]:
         sinks = None if sink_rows is None else sink_rows[:, start * each : stop * each]
         state[start] = Rows(sinks, cache.depth, (stop - start) * each)
-    weights = state[start].softmax(
-        step["scores"].scores, constants, step["scores"].queries[0].dtype
-    )
-    step["scores"] = None
-    return weights
+    return state[start]
 
 
-def _values(step, weights, state, share, out, logarithms, value_scale, config):
+def _values(step, weights, rows, share, constants, out, logarithms, value_scale, config):
     start = step["heads"][0]
-    rows = state[start]
     rows.add_values(weights, step["values"])
+    rows.settle(constants)
     step["values"] = None
     if step["last"]:
         each = share[0] * share[1]

@@ -183,191 +183,78 @@ def load_queries(q, batch, config):
     return tiles
 
 
-def transpose_queries(tiles):
-    """Return the rows of `load_queries` transposed, [D, H * T] cut into P of D."""
-    depth = tiles[0].shape[1]
-    rows = sum([tile.shape[0] for tile in tiles])
-    dtype = tiles[0].dtype
-    found = []
-    for left, right in spans(depth, nl.tile_size.pmax):
-        whole = nl.ndarray((right - left, rows), dtype=dtype, buffer=nl.sbuf)
-        at = 0
-        for tile in tiles:
-            count = tile.shape[0]
-            flipped = nl.ndarray(
-                (right - left, count), dtype=transposed_dtype(dtype), buffer=nl.psum
-            )
-            nisa.nc_transpose(dst=flipped, data=tile[:, left:right], engine=nisa.engine.tensor)
-            nisa.tensor_copy(dst=whole[:, at : at + count], src=flipped)
-            at += count
-        found.append(whole)
-    return found
-
-
-class Scores:
-    """The scores of one step, formed group by group of keys.
-
-    `keys` is a tile [rows, heads, n, D]; `queries` the transposed queries, from column `first` on,
-    `share` (R, T) of them per KV head. `mask` [rows, n, T]. `factor` of the products: a number, or
-    [P, heads] on every partition; with a cap it is that of the argument of tanh.
-    """
-
-    def __init__(self, keys, queries, first, share, mask, factor, softcap, config):
-        self.keys, self.queries, self.first = keys, queries, first
-        self.share, self.mask, self.config = share, mask, config
-        self.factor, self.softcap = factor, softcap
-        rows, heads, count, _ = keys.shape
-        columns = share[0] * share[1]
-        self.scores = nl.ndarray((rows, heads, count, columns), dtype=nl.float32, buffer=nl.sbuf)
-        self.groups = self._plan()
-        self.turned = []
-        self.psum = None
-        self.evicted = 0
-        self.formed = 0
-
-    def _plan(self):
-        """Groups (head, bank start, bank stop, start, stop) of keys whose transposes share a bank.
-
-        The scores of a bank are evicted together.
-        """
-        rows, heads, count, _ = self.keys.shape
-        columns = self.share[0] * self.share[1]
-        per_bank = max(1, nl.tile_size.gemm_moving_fmax // columns)
-        size = 2 if sizeof(self.keys.dtype) == 1 else sizeof(transposed_dtype(self.keys.dtype))
-        together = max(1, 4 * nl.tile_size.gemm_moving_fmax // size // rows)
-        groups = []
-        for head in range(heads):
-            for left, right in spans(count, per_bank):
-                for start, stop in spans(right - left, together):
-                    groups.append((head, left, right, left + start, left + stop))
-        return groups
-
-    def run(self, part):
-        """Form the scores of the first `part` of the groups that are not formed yet."""
-        while self.formed < int(part * len(self.groups)):
-            while len(self.turned) <= min(self.formed + self.config.lag, len(self.groups) - 1):
-                self.turned.append(self._transpose(self.groups[len(self.turned)]))
-            self._form(self.groups[self.formed], self.turned[self.formed])
-            self.turned[self.formed] = None
-            self.formed += 1
-
-    def _transpose(self, group):
-        head, _, _, start, stop = group
-        rows, depth, dtype = self.keys.shape[0], self.keys.shape[3], self.keys.dtype
-        found = []
-        for left, right in spans(depth, nl.tile_size.pmax):
-            shape = (right - left, (stop - start) * rows)
-            psum = self._bank(shape, dtype)
-            for j in range(start, stop):
-                at = (j - start) * rows
-                data = self.keys[:, head, j, left:right]
-                nisa.nc_transpose(dst=psum[:, at : at + rows], data=data, engine=nisa.engine.tensor)
-            turned = nl.ndarray(shape, dtype=self.queries[0].dtype, buffer=nl.sbuf)
-            by_scalar = self.evicted * self.config.scalar % 8 + self.config.scalar >= 8
-            engine = nisa.engine.scalar if by_scalar else nisa.engine.vector
-            nisa.tensor_copy(dst=turned, src=psum, engine=engine)
-            self.evicted += 1
-            found.append(turned)
-        return found
-
-    def _bank(self, shape, dtype):
-        """Return a tile of PSUM for transposes; 1-byte results take 16 bits each there."""
-        if sizeof(dtype) == 1:
-            return nl.ndarray((*shape, 2), dtype=dtype, buffer=nl.psum)[:, :, 0]
-        return nl.ndarray(shape, dtype=transposed_dtype(dtype), buffer=nl.psum)
-
-    def _form(self, group, turned):
-        head, left, right, start, stop = group
-        rows = self.keys.shape[0]
-        columns = self.share[0] * self.share[1]
-        if start == left:
-            shape = (rows, (right - left) * columns)
-            self.psum = nl.ndarray(shape, dtype=nl.float32, buffer=nl.psum)
-        first = self.first + head * columns
-        for j in range(start, stop):
-            at = (j - left) * columns
-            for number in range(len(turned)):
-                nisa.nc_matmul(
-                    dst=self.psum[:, at : at + columns],
-                    stationary=turned[number][:, (j - start) * rows : (j - start + 1) * rows],
-                    moving=self.queries[number][:, first : first + columns],
-                    accumulate=number > 0,
-                )
-        if stop == right:
-            self._finish(head, left, right)
-
-    def _finish(self, head, left, right):
-        """Scale, cap and mask the scores of a bank."""
-        each, queries = self.share
-        rows = self.keys.shape[0]
-        shape = (rows, right - left, each, queries)
-        data, factor = self.psum.reshape(shape), self.factor
-        if not isinstance(factor, float):
-            factor = factor[0:rows, head : head + 1]
-        if self.softcap > 0.0:
-            capped = nl.ndarray(shape, dtype=nl.float32, buffer=nl.sbuf)
-            nisa.activation(dst=capped, op=nl.tanh, data=data, scale=factor)
-            data, factor = capped, self.softcap
-        mask = self.mask[:, left:right, :].expand_dim(2).broadcast(2, each)
-        target = self.scores[:, head, left:right, :].reshape_dim(2, (each, queries))
-        nisa.scalar_tensor_tensor(
-            dst=target, data=data, op0=nl.multiply, operand0=factor, op1=nl.add, operand1=mask
-        )
-
-
 class Rows:
     """Running maximum, sum and output of the rows of one sequence and some of its heads."""
 
     def __init__(self, sinks, depth, columns):
         self.depth, self.columns = depth, columns
-        self.maximum = self.total = self.outputs = None
+        self.maximum = self.total = self.outputs = self.factor = None
+        self.scores = self.highest = self.sums = self.weights = None
         if sinks is not None:
             self.maximum = sinks
             self.total = nl.ndarray(sinks.shape, dtype=nl.float32, buffer=nl.sbuf)
             nisa.memset(dst=self.total, value=1.0)
 
-    def softmax(self, scores, constants, dtype):
-        """Take in the scores [rows, heads, n, columns of a head]; return exp(scores - maximum)."""
+    def peak(self, scores):
+        """Begin to take in scores [rows, heads, n, columns of a head]: their maxima by partition.
+
+        The parts of a softmax, this one to `settle`, each begin with what needs no wait; other work
+        goes between them.
+        """
+        self.scores = scores
+        highest = nl.ndarray((scores.shape[0], self.columns), dtype=nl.float32, buffer=nl.sbuf)
+        into = highest.reshape_dim(1, (scores.shape[1], scores.shape[3]))
+        nisa.tensor_reduce(dst=into, op=nl.maximum, data=scores.permute((0, 1, 3, 2)), axis=3)
+        self.highest = highest
+
+    def turn(self, constants):
+        """Find the maximum over all keys, and place it on a diagonal [columns, columns]."""
+        rows, columns = self.scores.shape[0], self.columns
+        turned = nl.ndarray((columns, rows), dtype=nl.float32, buffer=nl.psum)
+        nisa.nc_transpose(dst=turned, data=self.highest, engine=nisa.engine.tensor)
+        column = nl.ndarray((columns, 1), dtype=nl.float32, buffer=nl.sbuf)
+        nisa.tensor_reduce(dst=column, op=nl.maximum, data=turned, axis=1)
+        self.highest = nl.ndarray((columns, columns), dtype=nl.float32, buffer=nl.sbuf)
+        identity = constants.identity[0:columns, 0:columns]
+        nisa.tensor_scalar(dst=self.highest, data=identity, op0=nl.multiply, operand0=column)
+
+    def weigh(self, constants, dtype):
+        """Form exp(scores - maximum)."""
+        scores, old = self.scores, self.maximum
         rows, _, count, _ = scores.shape
-        old = self.maximum
-        self.maximum = self._raised(self._highest(scores, constants), old)
+        everywhere = nl.ndarray((nl.tile_size.pmax, self.columns), nl.float32, buffer=nl.psum)
+        ones = constants.ones[0 : self.columns, :]
+        nisa.nc_matmul(dst=everywhere, stationary=ones, moving=self.highest, accumulate=False)
+        self.maximum = self._raised(everywhere, old)
         by_column = self.maximum[0:rows, :].reshape_dim(1, (scores.shape[1], scores.shape[3]))
         shift = by_column.expand_dim(2).broadcast(2, count)
         nisa.tensor_tensor(dst=scores, data1=scores, data2=shift, op=nl.subtract)
-        weights = nl.ndarray(scores.shape, dtype=dtype, buffer=nl.sbuf)
-        nisa.activation(dst=weights, op=nl.exp, data=scores)
-        sums = nl.ndarray((rows, self.columns), dtype=nl.float32, buffer=nl.sbuf)
-        into = sums.reshape_dim(1, (scores.shape[1], scores.shape[3]))
-        nisa.tensor_reduce(dst=into, op=nl.add, data=weights.permute((0, 1, 3, 2)), axis=3)
-        total = nl.ndarray((nl.tile_size.pmax, self.columns), dtype=nl.float32, buffer=nl.psum)
-        nisa.nc_matmul(
-            dst=total, stationary=constants.ones[0:rows, :], moving=sums, accumulate=False
-        )
+        self.weights = nl.ndarray(scores.shape, dtype=dtype, buffer=nl.sbuf)
+        nisa.activation(dst=self.weights, op=nl.exp, data=scores)
         self.factor = None
         if old is not None:
             self.factor = self._all(nl.subtract, old, self.maximum)
             nisa.activation(dst=self.factor, op=nl.exp, data=self.factor)
-            self.total = self._all(nl.multiply, self.total, self.factor)
-        self.total = self._all(nl.add, total, self.total)
+
+    def add_up(self):
+        """Sum the exponentials by partition; return them, [rows, heads, n, columns of a head]."""
+        weights = self.weights
+        rows, heads, _, each = weights.shape
+        self.sums = nl.ndarray((rows, self.columns), dtype=nl.float32, buffer=nl.sbuf)
+        into = self.sums.reshape_dim(1, (heads, each))
+        nisa.tensor_reduce(dst=into, op=nl.add, data=weights.permute((0, 1, 3, 2)), axis=3)
+        self.scores = self.highest = self.weights = None
         return weights
 
-    def _highest(self, scores, constants):
-        """Return the maximum over all keys, on every partition, in PSUM."""
-        rows, pmax, columns = scores.shape[0], nl.tile_size.pmax, self.columns
-        highest = nl.ndarray((rows, columns), dtype=nl.float32, buffer=nl.sbuf)
-        into = highest.reshape_dim(1, (scores.shape[1], scores.shape[3]))
-        nisa.tensor_reduce(dst=into, op=nl.maximum, data=scores.permute((0, 1, 3, 2)), axis=3)
-        turned = nl.ndarray((columns, rows), dtype=nl.float32, buffer=nl.psum)
-        nisa.nc_transpose(dst=turned, data=highest, engine=nisa.engine.tensor)
-        column = nl.ndarray((columns, 1), dtype=nl.float32, buffer=nl.sbuf)
-        nisa.tensor_reduce(dst=column, op=nl.maximum, data=turned, axis=1)
-        diagonal = nl.ndarray((columns, columns), dtype=nl.float32, buffer=nl.sbuf)
-        identity = constants.identity[0:columns, 0:columns]
-        nisa.tensor_scalar(dst=diagonal, data=identity, op0=nl.multiply, operand0=column)
-        everywhere = nl.ndarray((pmax, columns), dtype=nl.float32, buffer=nl.psum)
-        ones = constants.ones[0:columns, :]
-        nisa.nc_matmul(dst=everywhere, stationary=ones, moving=diagonal, accumulate=False)
-        return everywhere
+    def settle(self, constants):
+        """Add the sums of all partitions to those of earlier keys."""
+        total = nl.ndarray((nl.tile_size.pmax, self.columns), dtype=nl.float32, buffer=nl.psum)
+        ones = constants.ones[0 : self.sums.shape[0], :]
+        nisa.nc_matmul(dst=total, stationary=ones, moving=self.sums, accumulate=False)
+        if self.factor is not None:
+            self.total = self._all(nl.multiply, self.total, self.factor)
+        self.total = self._all(nl.add, total, self.total)
+        self.sums = None
 
     def _raised(self, new, old):
         """Return the maximum of new, old (unless None) and the floor."""
