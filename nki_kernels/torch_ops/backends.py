@@ -22,7 +22,9 @@ from typing import Any, Protocol, cast
 import torch
 
 from nki_kernels.machine.errors import NkiKernelsError
-from nki_kernels.torch_ops.rows import ROWS, Inputs, Options, Row, Tensors
+from nki_kernels.torch_ops.arrays import as_seen
+from nki_kernels.torch_ops.row import Inputs, Options, Row, Tensors
+from nki_kernels.torch_ops.rows import ROWS
 from nki_kernels.torch_ops.target import current_target
 
 SIMULATOR_ENV = "NKI_SIMULATOR"
@@ -139,7 +141,7 @@ def reasons(name: str, row: Row, inputs: Inputs, options: Options) -> list[str]:
     module = backend_module(name)
     found = module.reasons(row, inputs, options)
     if module.IS_KERNEL and not is_empty(inputs):
-        found += row.op.problems(inputs, options, current_target())
+        found += row.op.problems(as_seen(row, inputs), options, current_target())
     return found
 
 

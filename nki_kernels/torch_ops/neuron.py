@@ -9,11 +9,17 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
+from typing import TypeGuard
+
+import torch
+from torch import Tensor
 
 from nki_kernels import toolchain
+from nki_kernels.machine.dtypes import as_dtype
 from nki_kernels.operators.contract import shapes_of
+from nki_kernels.torch_ops.arrays import as_seen
 from nki_kernels.torch_ops.backends import NEURON_DEVICE
-from nki_kernels.torch_ops.rows import Inputs, Options, Row, Tensors
+from nki_kernels.torch_ops.row import Inputs, Options, Row, Tensors
 from nki_kernels.torch_ops.target import current_core
 
 IS_KERNEL = True
@@ -61,11 +67,18 @@ def _package_reasons() -> list[str]:
     return []
 
 
+def _is_mask(x: Tensor | None) -> TypeGuard[Tensor]:
+    return x is not None and x.dtype == torch.bool
+
+
 def run(row: Row, inputs: Inputs, options: Options) -> Tensors:
     """Call the kernel on device tensors: TorchNeuron runs a `@nki.jit` kernel called with them."""
     op = row.op
-    axes = op.axes(*shapes_of(inputs))
-    dtype = str(row.present(inputs)[0][1].dtype).removeprefix("torch.")
+    axes = op.axes(*shapes_of(inputs), options=options)
+    dtype = as_dtype(row.present(as_seen(row, inputs))[0][1].dtype)
     config = op.configure(axes, dtype, current_core())
-    result = op.kernel(*op.arguments(inputs, options, config))
+    given = tuple(x.view(torch.uint8) if _is_mask(x) else x for x in inputs)
+    result = op.kernel(*op.arguments(given, options, config))
+    if result is None:
+        return ()
     return result if isinstance(result, tuple) else (result,)

@@ -148,6 +148,19 @@ def _gradients(
     )
 
 
+def batched(
+    call: Callable[..., Tensor],
+    axes: tuple[bool, ...],
+    x: Tensor,
+    *parameters: Tensor | None,
+    **options: Any,
+) -> tuple[Tensor, ...] | None:
+    """Fold the batch of a vmap into the rows, where the parameters have none."""
+    if not axes[0] or any(axes[1:]):
+        return None
+    return (call(x.reshape(-1, x.shape[-1]), *parameters, **options).reshape(x.shape),)
+
+
 def rms_norm_second(
     call: Callable[..., tuple[Tensor, ...]],
     needs: tuple[bool, ...],

@@ -1,9 +1,11 @@
-"""The backend "torch": the op's formula in plain PyTorch, on any device."""
+"""The backend "torch": the formula of the row, in PyTorch's own operations, on any device."""
 
 from __future__ import annotations
 
+from nki_kernels.machine.errors import OptionError
 from nki_kernels.operators.contract import shapes_of
-from nki_kernels.torch_ops.rows import Inputs, Options, Row, Tensors
+from nki_kernels.torch_ops.arrays import as_arrays
+from nki_kernels.torch_ops.row import Inputs, Options, Row, Tensors
 
 IS_KERNEL = False
 
@@ -22,6 +24,12 @@ def run(row: Row, inputs: Inputs, options: Options) -> Tensors:
 
     Raises:
         ShapeError: a wrong rank, which the formula might take but neither kernel nor fake do.
+        OptionError: options and values that the contract excludes.
     """
     row.op.axes(*shapes_of(inputs))
+    wrong = row.op.option_problems(options)
+    if not wrong and all(x.is_cpu and x.numel() for _, x in row.present(inputs)):
+        wrong = row.op.value_problems(as_arrays(row, inputs), options)
+    if wrong:
+        raise OptionError(f"{row.op.name}: " + "; ".join(wrong))
     return tuple(x.contiguous() for x in row.plain(*inputs, **options))

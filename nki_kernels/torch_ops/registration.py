@@ -15,32 +15,47 @@ import torch
 from torch import Tensor
 
 from nki_kernels.operators.contract import shapes_of
-from nki_kernels.torch_ops import backends
+from nki_kernels.torch_ops import backends, casting
 from nki_kernels.torch_ops.counts import COPY, EMPTY, count
-from nki_kernels.torch_ops.rows import Inputs, Row, Tensors
+from nki_kernels.torch_ops.row import Grads, Inputs, Row, Tensors
 
 NAMESPACE = "nki_kernels"
 
 
 def schema(row: Row) -> str:
     """Return the schema: the contract's inputs by position, options and backend by keyword."""
+    letters = {name: f"({chr(ord('a') + i)}!)" for i, name in enumerate(row.mutates)}
     inputs = ", ".join(
-        f"Tensor? {operand.name}=None" if operand.optional else f"Tensor {operand.name}"
-        for operand in row.op.inputs
+        f"Tensor? {operand.name}=None"
+        if _may_be_left_out(row, at)
+        else f"Tensor{'?' * operand.optional}{letters.get(operand.name, '')} {operand.name}"
+        for at, operand in enumerate(row.op.inputs)
     )
     outputs = ", ".join("Tensor" for _ in row.op.outputs)
     options = ", ".join(filter(None, (row.options, "str? backend=None")))
     return f"({inputs}, *, {options}) -> {outputs if len(row.op.outputs) == 1 else f'({outputs})'}"
 
 
+def _may_be_left_out(row: Row, at: int) -> bool:
+    """Tell whether an input has a default: it is optional, and so are all behind it."""
+    return all(operand.optional for operand in row.op.inputs[at:])
+
+
 def register(row: Row) -> Callable[..., Any]:
     """Define the custom op of a row and return its public function."""
     definition = torch.library.custom_op(
-        f"{NAMESPACE}::{row.op.name}", _implementation(row), mutates_args=(), schema=schema(row)
+        f"{NAMESPACE}::{row.op.name}",
+        _implementation(row),
+        mutates_args=row.mutates,
+        schema=schema(row),
     )
     definition.register_fake(_fake(row))
     if row.backward is not None:
         _register_backward(definition, row)
+    if row.vmap is not None:
+        definition.register_vmap(_vmap(row))
+    if not row.mutates:
+        casting.register(row)
     return _public(row)
 
 
@@ -68,15 +83,27 @@ def run(row: Row, inputs: Inputs, options: dict[str, Any], backend: str | None) 
         count(row.op.name, EMPTY)
         return outputs
     copies = len(backends.strided(row, inputs)) if module.IS_KERNEL else 0
+    dense = inputs
     if copies:
-        inputs = tuple(x if x is None else x.contiguous() for x in inputs)
-    outputs = module.run(row, inputs, options)
+        dense = tuple(x if x is None else x.contiguous() for x in inputs)
+    outputs = module.run(row, dense, options)
+    if copies and row.mutates:
+        _copy_back(row, dense, inputs)
     count(row.op.name, choice.backend)
     count(row.op.name, COPY, copies)
     return outputs
 
 
+def _copy_back(row: Row, dense: Inputs, inputs: Inputs) -> None:
+    """Write what the kernel wrote into the strided inputs that were copied for it."""
+    for operand, written, own in zip(row.op.inputs, dense, inputs, strict=True):
+        if operand.name in row.mutates and written is not own and own is not None:
+            own.copy_(written)  # type: ignore[arg-type]  # a copy of a tensor is one
+
+
 def _returned(outputs: Tensors) -> Any:
+    if not outputs:
+        return None
     return outputs[0] if len(outputs) == 1 else outputs
 
 
@@ -85,11 +112,40 @@ def _fake(row: Row) -> Callable[..., Any]:
         inputs = row.complete(inputs)
         first = row.present(inputs)[0][1]
         # Explicit sizes: empty_like would inherit the strides of a transposed input.
-        dtype = options.get("out_dtype") or first.dtype
-        outputs = row.op.output_shapes(*shapes_of(inputs))
-        return _returned(tuple(first.new_empty(shape, dtype=dtype) for shape in outputs))
+        usual = options.get("out_dtype") or _default_dtype(row, first)
+        shapes = row.op.output_shapes(*shapes_of(inputs), options=options)
+        return _returned(
+            tuple(
+                first.new_empty(shape, dtype=_named(out.dtype) if out.dtype else usual)
+                for out, shape in zip(row.op.outputs, shapes, strict=True)
+            )
+        )
 
     return fake
+
+
+def _default_dtype(row: Row, first: Tensor) -> torch.dtype:
+    return first.dtype if row.op.out_dtypes is None else _named(row.op.out_dtypes[0])
+
+
+def _named(dtype: str) -> torch.dtype:
+    found: torch.dtype = getattr(torch, dtype)
+    return found
+
+
+class _Calls:
+    """The ops of a gradient on one backend; see `nki_kernels.torch_ops.row.Calls`."""
+
+    def __init__(self, name: str, backend: str | None) -> None:
+        self.name = name
+        self.backend = backend
+
+    def __call__(self, *inputs: Tensor | None, **options: Any) -> Any:
+        op = getattr(getattr(torch.ops, NAMESPACE), self.name)
+        return op(*inputs, **options, backend=self.backend)
+
+    def __getitem__(self, name: str) -> _Calls:
+        return _Calls(name, self.backend)
 
 
 def _register_backward(definition: Any, row: Row) -> None:
@@ -99,7 +155,9 @@ def _register_backward(definition: Any, row: Row) -> None:
     name = row.gradient or row.op.name
 
     def setup(ctx: Any, inputs: Inputs, keyword_only_inputs: dict[str, Any], output: Any) -> None:
-        ctx.save_for_backward(*inputs)
+        outputs = output if isinstance(output, tuple) else (output,)
+        kept = outputs if row.keeps_outputs else ()
+        ctx.save_for_backward(*row.complete(inputs), *kept)
         ctx.options = dict(keyword_only_inputs)
         ctx.backend = ctx.options.pop("backend")
         # Eagerly, the backward pass asks for what the forward pass asked for, even if the `with`
@@ -108,19 +166,51 @@ def _register_backward(definition: Any, row: Row) -> None:
             asked = backends.requested()
             ctx.backend = None if asked is None else asked.backend
 
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        op = getattr(getattr(torch.ops, NAMESPACE), name)
-
-        def call(*inputs: Tensor | None, **options: Any) -> Tensor:
-            result: Tensor = op(*inputs, **options, backend=ctx.backend)
-            return result
-
+    def backward(ctx: Any, *grads: Tensor) -> Grads:
         # PyTorch leaves optional inputs off the end here as well; what is None needs no gradient.
-        inputs = row.complete(ctx.saved_tensors)
-        needs = (*ctx.needs_input_grad, *(False for _ in inputs[len(ctx.needs_input_grad) :]))
-        return formula(call, needs, grads, *inputs, **ctx.options)
+        more = len(row.op.inputs) - len(ctx.needs_input_grad)
+        needs = (*ctx.needs_input_grad, *(False for _ in range(more)))
+        found = formula(_Calls(name, ctx.backend), needs, grads, *ctx.saved_tensors, **ctx.options)
+        return found[: len(ctx.needs_input_grad)]
 
     definition.register_autograd(backward, setup_context=setup)
+
+
+def _vmap(row: Row) -> Callable[..., Any]:
+    """Return the batching rule of a row; where it has none for these axes, a loop."""
+
+    def rule(info: Any, in_dims: Any, *inputs: Tensor | None, **options: Any) -> Any:
+        backend = options.pop("backend", None)
+        dims = (*in_dims[: len(inputs)], *(None for _ in range(len(inputs) - len(in_dims))))
+        front = tuple(
+            x if x is None or dim is None else x.movedim(dim, 0)
+            for x, dim in zip(inputs, dims, strict=True)
+        )
+        axes = tuple(x is not None and dim is not None for x, dim in zip(inputs, dims, strict=True))
+        axes += (False,) * (len(row.op.inputs) - len(axes))
+        call = _Calls(row.op.name, backend)
+        every = row.complete(front)
+        found = None if row.vmap is None else row.vmap(call, axes, *every, **options)
+        if found is None:
+            found = _loop(call, info.batch_size, axes, every, options)
+        return _returned(found), 0 if len(found) == 1 else (0,) * len(found)
+
+    return rule
+
+
+def _loop(
+    call: _Calls, size: int, axes: tuple[bool, ...], inputs: Inputs, options: dict[str, Any]
+) -> Tensors:
+    """Run the op once per example."""
+    results = []
+    for at in range(size):
+        one = (
+            x[at] if x is not None and batched else x
+            for x, batched in zip(inputs, axes, strict=True)
+        )
+        result = call(*one, **options)
+        results.append(result if isinstance(result, tuple) else (result,))
+    return tuple(torch.stack(parts) for parts in zip(*results, strict=True))
 
 
 def _public(row: Row) -> Callable[..., Any]:
@@ -154,14 +244,16 @@ def _docstring(row: Row) -> str:
     op = row.op
     dtypes = " | ".join(op.dtypes)
     lines = [op.summary, "", "Args:"]
-    lines += [f"    {operand}: {dtypes}; any strides." for operand in op.inputs]
+    for operand in op.inputs:
+        written = "; written." if operand.name in row.mutates else "; any strides."
+        lines += [f"    {operand}: {operand.dtype or dtypes}{written}"]
     lines += [f"    {note}" for note in row.notes]
     lines += [f"    backend: {', '.join(backends.BACKENDS)}; None means what use() or"]
     lines += [
         f"        {backends.SIMULATOR_ENV} asks for, else the default of the tensors' device."
     ]
-    lines += ["", "Returns:", f"    {', '.join(map(str, op.outputs))}; new, dense."]
+    if op.outputs:
+        lines += ["", "Returns:", f"    {', '.join(map(str, op.outputs))}; new, dense."]
     lines += ["", "Raises:", "    BackendError: the backend asked for cannot run the call."]
-    lines += ["    ValueError: an unknown backend."]
-    lines += ["", f"The contract is that of `nki_kernels.ops.{op.name}`."]
+    lines += ["    ValueError: an unknown backend; an option or values that the contract excludes."]
     return "\n".join(lines)

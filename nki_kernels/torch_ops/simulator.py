@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from nki_kernels import toolchain
-from nki_kernels.torch_ops.rows import Inputs, Options, Row, Tensors
+from nki_kernels.machine.errors import OptionError
+from nki_kernels.torch_ops.arrays import as_arrays, to_tensor, too_large
+from nki_kernels.torch_ops.row import Inputs, Options, Row, Tensors
 
 IS_KERNEL = True
 
@@ -27,6 +29,15 @@ def reasons(row: Row, inputs: Inputs, options: Options) -> list[str]:
 
 
 def run(row: Row, inputs: Inputs, options: Options) -> Tensors:
-    """Run the kernel. No value is copied on the way in; the outputs are new."""
-    result = row.op.launch(inputs, options).result
-    return result if isinstance(result, tuple) else (result,)
+    """Run the kernel. No value is copied on the way in; the outputs are new.
+
+    Raises:
+        OptionError: values that the contract excludes: offsets that decrease, say.
+    """
+    wrong = too_large(row, inputs)
+    if wrong:
+        raise OptionError(f"{row.op.name}: " + "; ".join(wrong))
+    result = row.op.launch(as_arrays(row, inputs), options).result
+    if result is None:
+        return ()
+    return tuple(map(to_tensor, result if isinstance(result, tuple) else (result,)))

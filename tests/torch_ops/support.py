@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import ml_dtypes
 import numpy as np
 import torch
@@ -45,6 +47,15 @@ def compare(got, a, b, case, chain=None):
         chain = MATMUL.chain(MATMUL.axes(a.shape, b.shape), TOY)
     keywords = {"op": "matmul", "roundings": MATMUL.roundings, "chain": chain}
     assert_close(array(got), ref.value, ref.magnitude, case=case, **keywords)
+
+
+def products(counts):
+    """Return how often any matrix product ran, by backend; copies left out."""
+    found = Counter()
+    for (name, what), times in counts.items():
+        if name.startswith("matmul") and what != "copy":
+            found[what] += times
+    return found
 
 
 def same_bits(x, y):

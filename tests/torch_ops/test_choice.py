@@ -73,8 +73,8 @@ def test_use_holds_for_its_own_thread():
     [
         (lambda: matmul(*ONES, backend="sim"), "argument backend= is 'sim'; allowed are neuron, "),
         (lambda: use("cuda").__enter__(), "use: backend is 'cuda'; allowed are neuron, simulator"),
-        (lambda: explain("bmm", *ONES), "explain: op is 'bmm'; allowed are matmul"),
-        (lambda: explain(torch.bmm, *ONES), "explain: op is 'bmm'; allowed are matmul"),
+        (lambda: explain("addmm", *ONES), "explain: op is 'addmm'; allowed are matmul"),
+        (lambda: explain(torch.addmm, *ONES), "explain: op is 'addmm'; allowed are matmul"),
         (lambda: explain("matmul", ONES[0]), r"given no b; it takes a \[M, K\], b \[K, N\]"),
         (lambda: explain("matmul", b=ONES[1]), r"given no a; it takes a"),
         (lambda: explain("matmul", *ONES, ONES[0]), r"given 3 tensors; it takes a"),

@@ -78,7 +78,7 @@ import nki_kernels
 from nki_kernels import toolchain
 from nki_kernels.torch_ops import BackendError, counters, explain, matmul
 from nki_kernels.torch_ops.registration import register
-from nki_kernels.torch_ops.rows import MATMUL
+from nki_kernels.torch_ops.products import MATMUL
 
 def tensor(*shape, dtype=torch.bfloat16):
     return torch._C._acc.create_empty_tensor(shape, dtype)

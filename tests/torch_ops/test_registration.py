@@ -13,8 +13,9 @@ from torch.library import opcheck
 
 from nki_kernels.operators.contract import Operand
 from nki_kernels.torch_ops import counters, explain, matmul
+from nki_kernels.torch_ops.products import MATMUL
 from nki_kernels.torch_ops.registration import register, schema
-from nki_kernels.torch_ops.rows import MATMUL, ROWS
+from nki_kernels.torch_ops.rows import ROWS
 
 
 def row(name, **changes):

@@ -15,7 +15,7 @@ from torch.library import opcheck
 from nki_kernels.operators import OPERATORS
 from nki_kernels.torch_ops import counters, matmul, reset_counters, use
 from nki_kernels.torch_ops.rows import ROWS
-from tests.torch_ops.support import DTYPES, compare, operands, same_bits
+from tests.torch_ops.support import DTYPES, compare, operands, products, same_bits
 
 OP = torch.ops.nki_kernels.matmul.default
 
@@ -32,20 +32,19 @@ def fresh_dynamo():
     torch._dynamo.reset()
 
 
-#: Operators that PyTorch cannot call yet: this list only ever shrinks.
+#: Ops whose operators have no output to compare, and so no place in `OPERATORS`.
+IN_PLACE = {"kv_cache_write", "kv_cache_write_paged"}
+#: Operators that PyTorch cannot call yet: this set only ever shrinks.
 WITHOUT = {
-    "attention", "attention_decode", "attention_decode_fp8", "attention_decode_paged",
-    "attention_decode_paged_fp8", "bmm", "bmm_nt", "bmm_tn", "bmm_tt", "causal_attention",
-    "combine", "dispatch", "gated_mlp", "gated_mlp_kn", "grouped_matmul", "linear_kn",
-    "matmul_fp8", "matmul_fp8_nt", "matmul_nt", "matmul_tn", "matmul_tt", "rope",
-    "rope_batched", "router",
+    "attention_backward", "causal_attention_backward", "norm_linear", "norm_linear_kn",
+    "qkv_projection", "qkv_projection_kn",
 }  # fmt: skip
 
 
 def test_every_operator_has_a_torch_op_or_is_known_to_have_none():
-    assert set(ROWS) == set(OPERATORS) - WITHOUT
-    for name in OPERATORS:
-        assert hasattr(torch.ops.nki_kernels, name) == (name not in WITHOUT)
+    assert set(ROWS) == (set(OPERATORS) - WITHOUT) | IN_PLACE
+    for name in ROWS:
+        assert hasattr(torch.ops.nki_kernels, name)
 
 
 # -- shapes without values -------------------------------------------------------------------------
@@ -113,8 +112,7 @@ def test_a_compiled_call_and_its_gradients_are_those_of_the_eager_call(dtype):
         with use("simulator"):
             c = function(a, b)
             c.sum().backward()
-        assert counters()["matmul", "simulator"] == 3
-        assert counters()["matmul", "torch"] == 0
+        assert products(counters()) == {"simulator": 3}
         results.append((c, a.grad, b.grad))
     assert all(same_bits(x, y) for x, y in zip(*results, strict=True))
 
@@ -131,8 +129,7 @@ def test_a_graph_reads_the_request_when_it_runs(monkeypatch):
         monkeypatch.setenv("NKI_SIMULATOR", "1" if backend == "simulator" else "0")
         reset_counters()
         function(a, b).sum().backward()
-        ran = {key: n for key, n in counters().items() if key[1] != "copy"}
-        assert ran == {("matmul", backend): 2}
+        assert products(counters()) == {backend: 2}
 
 
 def test_the_argument_is_part_of_the_graph():
@@ -143,8 +140,7 @@ def test_the_argument_is_part_of_the_graph():
         got = function(a, b)
     got.sum().backward()
     compare(got, a, b, "compiled")
-    assert counters()["matmul", "simulator"] == 2
-    assert counters()["matmul", "torch"] == 0
+    assert products(counters()) == {"simulator": 2}
 
 
 def test_dynamic_rows_compile_once():
@@ -201,14 +197,3 @@ def test_opcheck_on_the_simulator(sample):
     inputs = SAMPLES[sample](*operands(torch.bfloat16, (5, 4, 6)))
     opcheck(OP, inputs, {"backend": "simulator"})
     assert ("matmul", "torch") not in counters()
-
-
-@pytest.mark.parametrize("backend", ["simulator", "torch"])
-def test_vmap_runs_the_op_once_per_example(backend):
-    # No batching rule is registered: PyTorch loops over the examples and says so once.
-    a, b = operands(torch.float32, (5, 4, 6))
-    batch = torch.stack([a, 2 * a, 3 * a])
-    got = torch.vmap(lambda x: matmul(x, b, backend=backend))(batch)
-    want = torch.stack([matmul(x, b, backend=backend) for x in batch])
-    assert same_bits(got, want)
-    assert counters() == {("matmul", backend): 6}

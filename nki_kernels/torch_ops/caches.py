@@ -1,0 +1,111 @@
+"""Formulas and rows of decoding over a KV cache and of writes to it: ops without gradients."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nki_kernels.operators.attention_decode import DECODES
+from nki_kernels.operators.kv_cache import KV_CACHE_WRITE, KV_CACHE_WRITE_PAGED
+from nki_kernels.torch_ops.attentions import factor_of, grouped, softmax_of
+from nki_kernels.torch_ops.products import wide_type
+from nki_kernels.torch_ops.row import Row, Tensors
+
+
+def _pages(cache: Tensor, table: Tensor) -> Tensor:
+    """Return the pages of each sequence as its cache [B, G, W * P, D].
+
+    What the table holds behind a sequence's end may be anything.
+    """
+    if cache.shape[0] == 0:
+        return cache.new_zeros(table.shape[0], cache.shape[1], 0, cache.shape[3])
+    held = cache[table.long().clamp(0, cache.shape[0] - 1)]
+    return held.transpose(1, 2).flatten(2, 3)
+
+
+def _factors(scales: Tensor | None, wide: torch.dtype) -> Tensor:
+    if scales is None:
+        raise ValueError("attention_decode: a scale of the fp8 cache is None; pass ones [G]")
+    return scales.to(wide)[:, None, None]
+
+
+def _decode(
+    paged: bool,
+    quantized: bool,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *others: Tensor | None,
+    scale: float | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> Tensors:
+    rest = list(others)
+    table = rest.pop(0) if paged else None
+    lengths = rest.pop(0)
+    sinks = rest.pop(0) if rest else None
+    if lengths is None:
+        raise ValueError("attention_decode: lengths is None; int32 [B] is needed; pass it")
+    if table is not None:
+        k, v = _pages(k, table), _pages(v, table)
+    wide, heads, tokens = wide_type(q), k.shape[1], q.shape[2]
+    k, v = k.to(wide), v.to(wide)
+    if quantized:
+        k, v = (x * _factors(f, wide) for x, f in zip((k, v), rest, strict=True))
+    factor = factor_of(q, scale)
+    s = torch.matmul(grouped(q.to(wide), heads), k.mT).reshape(*q.shape[:3], k.shape[2]) * factor
+    if softcap:
+        s = softcap * torch.tanh(s / softcap)
+    last = lengths[:, None] - tokens + torch.arange(tokens, device=q.device)
+    j = torch.arange(k.shape[2], device=q.device)
+    seen = j <= last[..., None]
+    if window is not None:
+        seen = seen & (j > last[..., None] - window)
+    p, lse = softmax_of(s, seen[:, None], sinks)
+    out = torch.matmul(grouped(p, heads), v).reshape(*q.shape[:3], v.shape[3])
+    return out.to(q.dtype), lse.to(torch.float32)
+
+
+def _write(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, starts: Tensor) -> Tensors:
+    sequence = torch.arange(k.shape[0], device=k.device)[:, None]
+    at = starts.long()[:, None] + torch.arange(k.shape[2], device=k.device)
+    for cache, new in ((k_cache, k), (v_cache, v)):
+        cache[sequence, :, at] = new.transpose(1, 2)
+    return ()
+
+
+def _write_paged(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> Tensors:
+    if k.is_meta:
+        return ()
+    used = slots >= 0
+    numbers, size = slots[used].long(), k_cache.shape[2]
+    for cache, new in ((k_cache, k), (v_cache, v)):
+        cache[numbers // size, :, numbers % size] = new.transpose(1, 2)[used]
+    return ()
+
+
+def _decode_row(paged: bool, quantized: bool) -> Row:
+    return Row(
+        op=DECODES[paged, quantized],
+        options="float? scale=None, int? window=None, float? softcap=None",
+        notes=(
+            "scale: None is 1 / sqrt(D).",
+            "window: keys a query attends, counted back from its own; None is no limit.",
+            "softcap: scores become softcap * tanh(score / softcap); None is no cap.",
+        ),
+        plain=partial(_decode, paged, quantized),
+    )
+
+
+def _write_row(op: Any, plain: Any) -> Row:
+    return Row(op=op, options="", notes=(), plain=plain, mutates=("k_cache", "v_cache"))
+
+
+ROWS = (
+    *(_decode_row(*kind) for kind in DECODES),
+    _write_row(KV_CACHE_WRITE, _write),
+    _write_row(KV_CACHE_WRITE_PAGED, _write_paged),
+)

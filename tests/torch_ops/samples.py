@@ -1,0 +1,196 @@
+"""One small legal call of every op, with its reference; shapes are ragged on the toy core."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from reference import attention, decode, matmul, mlp, moe, norm, rope
+from tests.torch_ops.support import tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """A call.
+
+    Attributes:
+        op: name of the op.
+        make: inputs for a dtype of those operands that have none of their own.
+        options: of the call.
+        reference: (arrays, options) -> a Reference per output; None where the test of the
+            operator's backward has it.
+        kinds: dtypes beside which the op takes no other.
+    """
+
+    op: str
+    make: Callable[[torch.dtype], tuple[Any, ...]]
+    options: dict[str, Any] = field(default_factory=dict)
+    reference: Callable[..., Any] | None = None
+    kinds: tuple[str, ...] = ("bfloat16", "float32")
+
+
+def _some(*shapes: tuple[int, ...], fixed: tuple[Any, ...] = ()) -> Callable[..., Any]:
+    """Make inputs of the shapes, then the fixed ones."""
+
+    def make(dtype):
+        return (*(tensor(shape, dtype, 3 + i) for i, shape in enumerate(shapes)), *fixed)
+
+    return make
+
+
+def _ints(*values, shape=None):
+    made = torch.tensor(values, dtype=torch.int32)
+    return made if shape is None else made.reshape(shape)
+
+
+def _product(a, b, *, layout="nn", scale=1.0, out_dtype=None):
+    letters = {"transpose_a": layout[0] == "t", "transpose_b": layout[1] == "t"}
+    if a.ndim == 2:
+        found = matmul.matmul(a, b, **letters)
+        return [matmul.Reference(found.value * scale, found.magnitude * abs(scale))]
+    parts = [matmul.matmul(*pair, **letters) for pair in zip(a, b, strict=True)]
+    return [matmul.Reference(*(np.stack(x) for x in zip(*map(_pair, parts), strict=True)))]
+
+
+def _pair(found):
+    return found.value, found.magnitude
+
+
+def _products():
+    for layout in ("nn", "nt", "tn", "tt"):
+        a, b = (
+            ((9, 21) if layout[0] == "n" else (21, 9)),
+            ((21, 11) if layout[1] == "n" else (11, 21)),
+        )
+        suffix = "" if layout == "nn" else f"_{layout}"
+        reference = partial(_product, layout=layout)
+        yield Sample(op=f"matmul{suffix}", make=_some(a, b), reference=reference)
+        yield Sample(op=f"bmm{suffix}", make=_some((2, *a), (2, *b)), reference=reference)
+
+
+def _fp8(shapes, dtype):
+    return tuple(tensor(shape, torch.float32, 3 + i).to(dtype) for i, shape in enumerate(shapes))
+
+
+def _linear(x, weight, bias, residual, *, kn=False, **options):
+    return [matmul.linear(x, weight.T if kn else weight, bias=bias, residual=residual, **options)]
+
+
+def _layer(x, weight, bias, **options):
+    return [norm.layer_norm(x, weight, bias, **options)]
+
+
+def _attend(*inputs, **options):
+    return attention.attention(*inputs, depth=8, **options)
+
+
+def _decode(q, k, v, *others, paged=False, **options):
+    rest = list(others)
+    if paged:
+        table = rest.pop(0)
+        k, v = (
+            x[table].swapaxes(1, 2).reshape(len(table), x.shape[1], -1, x.shape[3]) for x in (k, v)
+        )
+    lengths, sinks, *scales = rest
+    if scales:
+        k, v = (
+            (x.astype(np.float32) * s[:, None, None]).astype(np.float32)
+            for x, s in zip((k, v), scales, strict=True)
+        )
+    return decode.attention_decode(q, k, v, lengths, sinks, depth=8, **options)
+
+
+_QKV = (2, 4, 7, 6), (2, 2, 11, 6), (2, 2, 11, 5)
+_SINKS = torch.tensor([0.5, -1.0, 2.0, 0.0])
+_MASK = torch.rand(2, 1, 7, 11, generator=torch.Generator().manual_seed(1)) < 0.6
+_ANGLES = tensor((7, 3), torch.float32, 20), tensor((7, 3), torch.float32, 21)
+_MORE_ANGLES = tuple(torch.stack([a, -a]) for a in _ANGLES)
+_IDS = _ints(0, 2, 3, 0, 2, 1, 9, 3, 3, -1, shape=(5, 2))
+_SLOTS = _ints(3, 0, 1, 8, 7, 2, -1, 4, 5, 6, shape=(5, 2))
+_WEIGHTS = tensor((5, 2), torch.float32, 22)
+_LENGTHS = _ints(11, 6)
+_TABLE = _ints(4, 0, 2, 1, 3, 5, shape=(2, 3))
+
+
+def _masked(dtype):
+    bias = tensor((1, 4, 7, 11), dtype, 9)
+    return (*_some(*_QKV)(dtype), _SINKS, _MASK, bias)
+
+
+def _cache(dtype):
+    return _some((2, 2, 3, 6), (2, 2, 3, 5), (2, 2, 8, 6), (2, 2, 8, 5), fixed=(_ints(0, 5),))(
+        dtype
+    )
+
+
+def _quantized(shapes, fixed, dtype):
+    q = tensor(shapes[0], dtype, 3)
+    k, v = (tensor(shape, torch.float32, 4).to(torch.float8_e4m3fn) for shape in shapes[1:])
+    return (q, k, v, *fixed, torch.tensor([0.5, 2.0]), torch.tensor([1.0, 0.25]))
+
+
+_PAGES = (2, 4, 2, 6), (6, 2, 4, 6), (6, 2, 4, 5)
+_CONTIGUOUS = (2, 4, 2, 6), (2, 2, 11, 6), (2, 2, 11, 5)
+
+SAMPLES = (
+    *_products(),
+    Sample(op="matmul_fp8", make=partial(_fp8, ((9, 22), (22, 11))), options={"scale": 0.5},
+           reference=_product, kinds=("float8_e4m3fn", "float8_e5m2")),
+    Sample(op="matmul_fp8_nt", make=partial(_fp8, ((9, 22), (11, 22))),
+           reference=partial(_product, layout="nt"), kinds=("float8_e4m3fn", "float8_e5m2")),
+    Sample(op="linear", make=_some((9, 21), (11, 21), (11,), (9, 11)),
+           options={"activation": "silu", "scale": 0.5}, reference=_linear),
+    Sample(op="linear_kn", make=_some((9, 21), (21, 11), (11,), (9, 11)),
+           options={"activation": "gelu_tanh"}, reference=partial(_linear, kn=True)),
+    Sample(op="linear_backward", make=_some((9, 11), (9, 21), (11, 21))),
+    Sample(op="gated_mlp", make=_some((9, 13), (19, 13), (19, 13), (13, 19)),
+           reference=lambda *x, **o: [mlp.gated_mlp(*x, **o)]),
+    Sample(op="gated_mlp_kn", make=_some((9, 13), (13, 19), (13, 19), (19, 13)),
+           options={"activation": "gelu"},
+           reference=lambda *x, **o: [mlp.gated_mlp(*x, transposed=False, **o)]),
+    Sample(op="rms_norm", make=_some((9, 21), (21,)), reference=lambda *x: [norm.rms_norm(*x)]),
+    Sample(op="layer_norm", make=_some((9, 21), (21,), (21,)), reference=_layer),
+    Sample(op="rms_norm_backward", make=_some((9, 21), (9, 21), (21,))),
+    Sample(op="layer_norm_backward", make=_some((9, 21), (9, 21), (21,))),
+    Sample(op="attention", make=_masked, options={"causal": True, "align": "bottom-right"},
+           reference=_attend),
+    Sample(op="attention", make=_some(*_QKV), options={"window": 3, "softcap": 2.0, "scale": 0.7},
+           reference=lambda q, k, v, *_, **o: _attend(q, k, v, **o)),
+    Sample(op="causal_attention", make=_some(*_QKV),
+           reference=lambda *x, **o: _attend(*x, causal=True, **o)),
+    Sample(op="attention_decode", make=_some(*_CONTIGUOUS, fixed=(_LENGTHS, _SINKS)),
+           options={"window": 5}, reference=_decode),
+    Sample(op="attention_decode_paged", make=_some(*_PAGES, fixed=(_TABLE, _LENGTHS, None)),
+           reference=partial(_decode, paged=True)),
+    Sample(op="attention_decode_fp8", make=partial(_quantized, _CONTIGUOUS, (_LENGTHS, _SINKS)),
+           reference=_decode, kinds=("bfloat16",)),
+    Sample(op="attention_decode_paged_fp8",
+           make=partial(_quantized, _PAGES, (_TABLE, _LENGTHS, None)),
+           reference=partial(_decode, paged=True), kinds=("bfloat16",)),
+    Sample(op="kv_cache_write", make=_cache),
+    Sample(op="kv_cache_write_paged", make=_some(
+        (2, 2, 3, 6), (2, 2, 3, 5), (3, 2, 4, 6), (3, 2, 4, 5),
+        fixed=(_ints(4, -1, 3, 11, 0, 7, shape=(2, 3)),))),
+    Sample(op="rope", make=_some((2, 3, 7, 8), fixed=_ANGLES), options={"interleaved": True},
+           reference=lambda *x, **o: [rope.rope(*x, **o)]),
+    Sample(op="rope_batched", make=_some((2, 3, 7, 8), fixed=_MORE_ANGLES),
+           options={"inverse": True}, reference=lambda *x, **o: [rope.rope(*x, **o)]),
+    Sample(op="router", make=_some((9, 13), (13, 8), (8,)), options={"top_k": 2},
+           reference=moe.router),
+    Sample(op="router", make=_some((9, 13), (13, 8), fixed=(None, tensor((8,), torch.float32, 5))),
+           options={"top_k": 2, "score": "sigmoid", "renormalize": True, "scale": 2.5, "groups": 4,
+                    "top_groups": 2}, reference=moe.router),
+    Sample(op="router", make=_some((9, 13), (13, 8)), options={"top_k": 3, "score_first": False},
+           reference=moe.router),
+    Sample(op="dispatch", make=_some((5, 6), fixed=(_IDS,)), options={"experts": 4},
+           reference=moe.dispatch),
+    Sample(op="combine", make=_some((9, 6), fixed=(_SLOTS, _WEIGHTS)),
+           reference=lambda *x: [moe.combine(*x)]),
+    Sample(op="grouped_matmul", make=_some((9, 13), (3, 13, 7), fixed=(_ints(4, 4, 8),)),
+           reference=lambda *x: [moe.grouped_matmul(*x)]),
+)  # fmt: skip
