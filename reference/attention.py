@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from reference.matmul import Reference
+
+#: Roundings of a distance to a reference that is worth at most e^30, there and back.
+_REFERENCE = 4 * 30
 
 #: Half a unit in the last place of bfloat16, in units of 2^-24.
 _BFLOAT16 = 2.0**16
@@ -48,12 +52,14 @@ def attention(
     *,
     scale: float | None = None,
     softcap: float | None = None,
+    slopes: Sequence[float] | None = None,
     depth: int = 128,
     **pattern: Any,
 ) -> tuple[Reference, Reference]:
     """Softmax attention in float64.
 
-    s[i, j] = scale * q[i]·k[j], capped to softcap * tanh(s / softcap), plus bias[i, j]
+    s[i, j] = scale * q[i]·k[j], capped to softcap * tanh(s / softcap), plus bias[i, j], less
+        slopes[h] * |i - j|, where i counts as `align` says
     p[i, j] = exp(s[i, j] - lse[i]) where i attends j; lse[i] = log(sum_j exp(s[i, j]) + exp(sink))
     out[i] = sum_j p[i, j] * v[j]. A query that attends nothing, no sink either: 0 and -inf.
 
@@ -73,6 +79,7 @@ def attention(
         bias: of the mask's shape, added to the scores, or None.
         scale: None is 1 / sqrt(D).
         softcap: None is no cap.
+        slopes: [H], rounded to float32, or None.
         depth: terms the array sums in one pass.
         pattern: `causal`, `align` and `window` of `attends`.
 
@@ -89,6 +96,12 @@ def attention(
     if softcap:
         s = softcap * np.tanh(s / softcap)
         # tanh shortens errors; its result and the cap round once more, counted with |s| below.
+    far = np.zeros_like(s[0])
+    if slopes is not None:
+        shift = k.shape[2] - q.shape[2] if pattern.get("align") == "bottom-right" else 0
+        places = np.arange(q.shape[2])[:, None] + shift - np.arange(k.shape[2])
+        far = np.asarray(slopes, np.float32).astype(np.float64)[:, None, None] * np.abs(places)
+        s = s - far
     if bias is not None:
         s = s + np.asarray(bias, dtype=np.float64)
     seen = attends(q.shape[2], k.shape[2], **pattern)[None, None]
@@ -106,6 +119,8 @@ def attention(
     with np.errstate(divide="ignore"):
         lse = np.log(total[..., 0]) + top[..., 0]
     error = _score_error(q.shape[3], depth) * terms + 6 * (np.abs(s) + np.abs(top)) + 4 + rounded
+    # A distance may be counted from a place near the query, and that part taken back later.
+    error = error + 4 * np.abs(far) + (0 if slopes is None else _REFERENCE)
     # A ratio of two exponentials, each off by up to e in its exponent: beyond the first order.
     error = np.expm1(np.minimum(2 * error * 2.0**-24, 80.0)) * 2.0**23
     return _magnitudes(p, v64, out, lse, np.where(seen, error, 0.0), k.shape[2], depth)

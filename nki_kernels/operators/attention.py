@@ -129,7 +129,25 @@ def _option_problems(options: Options) -> tuple[str, ...]:
     align = options.get("align", ALIGNMENTS[0])
     if align not in ALIGNMENTS:
         reasons.append(f"align is {align!r}; allowed are {', '.join(ALIGNMENTS)}; pass one of them")
+    slopes = options.get("slopes")
+    if slopes is not None and not _are_finite(slopes):
+        reasons.append(
+            f"slopes is {slopes!r}; one finite number per query head or None is needed; pass a "
+            "sequence of float"
+        )
     return tuple(reasons)
+
+
+def _are_finite(values: Any) -> bool:
+    listed = isinstance(values, (list, tuple, np.ndarray)) and len(values) > 0
+    return listed and all(_finite(value) for value in values)
+
+
+def _value_problems(inputs: Sequence[Any], options: Options) -> tuple[str, ...]:
+    slopes, heads = options.get("slopes"), inputs[0].shape[1]
+    if slopes is None or len(slopes) == heads:
+        return ()
+    return (f"slopes has {len(slopes)} entries; one per query head, {heads}; give them all",)
 
 
 def _is_int(value: Any) -> bool:
@@ -192,7 +210,13 @@ def rule_of(axes: Axes, options: Options, causal: bool) -> AttentionRule:
         right=0 if options.get("causal", causal) else left,
         offset=axes["N"] - axes["M"] if bottom else 0,
         softcap=float(options.get("softcap") or 0.0),
+        slopes=_slopes(options),
     )
+
+
+def _slopes(options: Options) -> tuple[float, ...] | None:
+    slopes = options.get("slopes")
+    return None if slopes is None else tuple(float(np.float32(slope)) for slope in slopes)
 
 
 def _arguments(
@@ -249,6 +273,7 @@ def _operator(name: str, causal: bool, extras: bool = False) -> Operator:
         arguments=partial(_arguments, causal),
         limits=_masked_limits if extras else _limits,
         option_problems=_option_problems,
+        value_problems=_value_problems,
         config_problems=_config_problems,
         unknown_trips=0,
     )

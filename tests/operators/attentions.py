@@ -11,7 +11,7 @@ from tests.strategies.matrices import normal
 from tests.tolerance import assert_close
 
 DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float32": np.float32}
-PATTERN = ("causal", "align", "window", "scale", "softcap")
+PATTERN = ("causal", "align", "window", "scale", "softcap", "slopes")
 
 
 def operands(b, h, g, m, n, d, dtype, seed=0, e=None, make=normal):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import nki.isa as nisa
 import nki.language as nl
 
+from nki_kernels.kernels.attention.alibi import add_distances
 from nki_kernels.kernels.attention.plan import attended, masks_of, spans
 
 #: What a score that does not count becomes, and the least maximum: their difference has no exp.
@@ -31,6 +32,7 @@ def exact_attention(q, k, v, sinks, mask, bias, out, lse, rule, config):
                 "sink": None if sinks is None else sinks[h : h + 1],
                 "mask": _plane(mask, b, h),
                 "bias": _plane(bias, b, h),
+                "slope": None if rule.slopes is None else rule.slopes[h],
             }
             for queries in spans(rows, nl.tile_size.gemm_stationary_fmax):
                 target = (out[b, h, queries[0] : queries[1], :], lse[b, h, queries[0] : queries[1]])
@@ -97,7 +99,7 @@ def _copy(dst, src, config):
 def _scores(work, keys):
     """Return the scores of the tile and the span `keys`, float32; _OUTSIDE where they do not count.
 
-    scale, softcap, bias, mask and bounds in this order.
+    scale, softcap, slope, bias, mask and bounds in this order.
     """
     queries, rule = work["queries"], work["rule"]
     rows, count = queries[1] - queries[0], keys[1] - keys[0]
@@ -113,6 +115,8 @@ def _scores(work, keys):
         nisa.tensor_scalar(dst=s, data=s, op0=nl.multiply, operand0=rule.softcap)
     else:
         nisa.tensor_scalar(dst=s, data=psum, op0=nl.multiply, operand0=rule.scale)
+    if work["slope"] is not None:
+        add_distances(s, work["slope"], queries[0] + rule.offset, keys[0])
     if work["bias"] is not None:
         nisa.tensor_tensor(dst=s, data1=s, data2=_rectangle(work, "bias", keys), op=nl.add)
     if work["mask"] is not None:

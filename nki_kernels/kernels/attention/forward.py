@@ -32,6 +32,7 @@ import nki
 import nki.isa as nisa
 import nki.language as nl
 
+from nki_kernels.kernels.attention.alibi import Slopes, is_causal
 from nki_kernels.kernels.attention.exact import exact_attention
 from nki_kernels.kernels.attention.loads import Loads
 from nki_kernels.kernels.attention.masks import Masks
@@ -91,10 +92,13 @@ def attention(q, k, v, sinks, mask, bias, rule, out_dtype, config):
     batch, heads, rows, _ = q.shape
     out = nl.ndarray((batch, heads, rows, v.shape[3]), dtype=out_dtype, buffer=nl.shared_hbm)
     lse = nl.ndarray((batch, heads, rows), dtype=nl.float32, buffer=nl.shared_hbm)
-    if mask is not None or bias is not None:
+    slopes = None
+    if rule.slopes and sinks is None and is_causal(rule):
+        slopes = Slopes(rule, rows, k.shape[2])
+    if mask is not None or bias is not None or (rule.slopes and slopes is None):
         exact_attention(q, k, v, sinks, mask, bias, out, lse, rule, config)
         return out, lse
-    wrong = _optimistic(q, k, v, sinks, out, lse, rule, config)
+    wrong = _optimistic(q, k, v, sinks, out, lse, slopes, rule, config)
 
     def again(_):
         exact_attention(q, k, v, sinks, None, None, out, lse, rule, config)
@@ -103,7 +107,7 @@ def attention(q, k, v, sinks, mask, bias, rule, out_dtype, config):
     return out, lse
 
 
-def _optimistic(q, k, v, sinks, out, lse, rule, config):
+def _optimistic(q, k, v, sinks, out, lse, slopes, rule, config):
     """Compute with exponentials of unshifted scores; return a register: 1 if a row left the range.
 
     A row is right whenever its sum of exponentials neither overflows nor comes near the subnormals,
@@ -112,13 +116,13 @@ def _optimistic(q, k, v, sinks, out, lse, rule, config):
     steps = _steps(q, k, rule, config)
     loads = Loads(q, k, v, steps, rule, config)
     masks = Masks(rule)
-    sums = Sums(q, k, sinks, out, lse, rule, config)
+    sums = Sums(q, k, sinks, out, lse, slopes, rule, config)
     outputs = Outputs(v.shape[3])
     lagging = []
     for at in range(len(steps) + config.lag):
         if at < len(steps):
             loads.run_to(at + config.ahead)
-            lagging.append(_exponentials(steps[at], rule, masks))
+            lagging.append(_exponentials(steps[at], rule, masks, slopes))
         if at >= config.lag:
             step = steps[at - config.lag]
             o = outputs.of(step)
@@ -180,7 +184,7 @@ def _steps(q, k, rule, config):
     return steps
 
 
-def _exponentials(step, rule, masks):
+def _exponentials(step, rule, masks, slopes):
     """Return exp(scores) of a group, [keys, columns], masked."""
     group, tiles = step["group"], step["tiles"]
     keys, used = group["keys"], group["used"]
@@ -201,9 +205,28 @@ def _exponentials(step, rule, masks):
         nisa.activation(dst=scores, op=nl.tanh, data=s, scale=rule.scale / rule.softcap)
         scale = rule.softcap
     p = nl.ndarray((keys, used), dtype=tiles["p_dtype"], buffer=nl.sbuf)
-    nisa.activation(dst=p, op=nl.exp, data=scores, scale=scale)
+    if slopes is None:
+        nisa.activation(dst=p, op=nl.exp, data=scores, scale=scale)
+    else:
+        _sloping(p, scores, scale, step, slopes)
     masks.apply(p, step)
     return p
+
+
+def _sloping(p, scores, scale, step, slopes):
+    """p = exp(scale * scores + what the slope of the head adds)."""
+    first, (_, head), keys = step["block"][0], step["q"], p.shape[0]
+    for piece in step["group"]["pieces"]:
+        key = piece["keys"][0]
+        for left, right in slopes.cells(head, piece["columns"]):
+            at = piece["at"] + left - piece["columns"][0]
+            nisa.activation(
+                dst=p[:, at : at + right - left],
+                op=nl.exp,
+                data=scores[:, at : at + right - left],
+                scale=scale,
+                bias=slopes.bias(head, key, first + left, keys),
+            )
 
 
 def _keys(tiles, number, start, keys):

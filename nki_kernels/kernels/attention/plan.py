@@ -23,6 +23,7 @@ class AttentionRule(nl.NKIObject):
         left, right: keys attended before and after the query's own position.
         offset: position of query 0 among the keys.
         softcap: scores become softcap * tanh(score / softcap); 0 is off.
+        slopes: per query head, what a score loses for each place between query and key; or None.
     """
 
     scale: float
@@ -30,6 +31,7 @@ class AttentionRule(nl.NKIObject):
     right: int | None
     offset: int
     softcap: float
+    slopes: tuple[float, ...] | None = None
 
 
 def spans(extent, size):

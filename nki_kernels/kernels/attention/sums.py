@@ -21,9 +21,10 @@ class Sums:
     a section belongs to output tile c of its heads.
     """
 
-    def __init__(self, q, k, sinks, out, lse, rule, config):
+    def __init__(self, q, k, sinks, out, lse, slopes, rule, config):
         self.batch, self.heads = q.shape[0], q.shape[1]
         self.out, self.lse, self.config = out, lse, config
+        self.slopes = slopes
         self.sub = nl.tile_size.gemm_stationary_fmax
         self.tiles = spans(q.shape[2], self.sub)
         #: Per output tile: rows at its start and end that attend nothing.
@@ -198,6 +199,10 @@ class Sums:
         self._test(sums, self.checks[:, :used])
         nisa.tensor_scalar(dst=sums, data=sums, op0=nl.minimum, operand0=2 * MOST)
         nisa.activation(dst=sums, op=nl.log, data=sums)
+        if self.slopes is not None:
+            for number in range(heads):
+                columns = sums[:, number * len(self.tiles) : (number + 1) * len(self.tiles)]
+                self.slopes.correct(columns, (self.section + number) % self.heads)
         for column in range(used):
             self._settle(column, _MINUS_INFINITY, sums)
         self._store_sums(sums)
