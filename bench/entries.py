@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 import reference.attention
+import reference.attention_backward
 import reference.decode
 import reference.matmul
 import reference.mlp
@@ -50,6 +51,14 @@ def qkv_inputs(shapes: Shapes, dtype: str, seed: int) -> Arrays:
     angles = np.random.default_rng(seed + 1).uniform(-np.pi, np.pi, angle)
     tables = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
     return (*normal_inputs(given, dtype, seed), *tables)
+
+
+def attention_backward_inputs(
+    shapes: Shapes, dtype: str, seed: int, *, causal: bool = False
+) -> Arrays:
+    """Return do, q, k, v, and the out and lse that belong to them."""
+    given = normal_inputs(shapes[:4], dtype, seed)
+    return reference.attention_backward.inputs_of(*given, causal=causal)
 
 
 def decode_inputs(shapes: Shapes, dtype: str, seed: int, *, quantized: bool = False) -> Arrays:
@@ -151,6 +160,16 @@ ENTRIES: Mapping[str, Entry] = {
     "attention": Entry(OPERATORS["attention"], reference.attention.attention),
     "causal_attention": Entry(
         OPERATORS["causal_attention"], partial(reference.attention.attention, causal=True)
+    ),
+    "attention_backward": Entry(
+        OPERATORS["attention_backward"],
+        reference.attention_backward.attention_backward,
+        attention_backward_inputs,
+    ),
+    "causal_attention_backward": Entry(
+        OPERATORS["causal_attention_backward"],
+        partial(reference.attention_backward.attention_backward, causal=True),
+        partial(attention_backward_inputs, causal=True),
     ),
     **{
         "attention_decode" + form: Entry(

@@ -34,6 +34,7 @@ from nki_kernels.operators.projection import norm_linear as norm_linear
 from nki_kernels.operators.projection import qkv_projection as qkv_projection
 from nki_kernels.operators.rope import rope as rope
 from nki_kernels.ops_attention import attention as attention
+from nki_kernels.ops_attention import attention_backward as attention_backward
 from nki_kernels.ops_moe import combine as combine
 from nki_kernels.ops_moe import dispatch as dispatch
 from nki_kernels.ops_moe import grouped_matmul as grouped_matmul

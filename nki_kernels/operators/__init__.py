@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from nki_kernels.operators.attention import ATTENTION, CAUSAL_ATTENTION
+from nki_kernels.operators.attention_backward import (
+    ATTENTION_BACKWARD,
+    CAUSAL_ATTENTION_BACKWARD,
+)
 from nki_kernels.operators.attention_decode import DECODES
 from nki_kernels.operators.contract import Operator
 from nki_kernels.operators.dispatch import COMBINE, DISPATCH
@@ -39,6 +43,8 @@ OPERATORS: dict[str, Operator] = {
         *DECODES.values(),
         ATTENTION,
         CAUSAL_ATTENTION,
+        ATTENTION_BACKWARD,
+        CAUSAL_ATTENTION_BACKWARD,
         ROUTER,
         DISPATCH,
         COMBINE,

@@ -214,7 +214,7 @@ def _rope_cases(op: str) -> Iterator[Case]:
 def _attention_cases(op: str) -> Iterator[Case]:
     """The prefill of each model: decoders are causal, encoders attend both ways."""
     for model, phase, tokens in _passes():
-        if phase == "prefill" and model.decodes == (op == "causal_attention"):
+        if phase == "prefill" and model.decodes == op.startswith("causal"):
             size, heads = model.head_dim, {"B": 1, "H": model.heads, "G": model.kv_heads}
             # An encoder's batch: eight sentences of 512 tokens.
             rows = tokens if model.decodes else 512
@@ -284,8 +284,15 @@ _CASES: dict[str, dict[str, Case]] = {
         op: {case.name: case for case in _bmm_cases(op)}
         for op in ("bmm", "bmm_nt", "bmm_tn", "bmm_tt")
     },
-    "attention": {case.name: case for case in _attention_cases("attention")},
-    "causal_attention": {case.name: case for case in _attention_cases("causal_attention")},
+    **{
+        op: {case.name: case for case in _attention_cases(op)}
+        for op in (
+            "attention",
+            "causal_attention",
+            "attention_backward",
+            "causal_attention_backward",
+        )
+    },
     **{
         op: {case.name: case for case in _moe_cases(op)} for op in ("router", "dispatch", "combine")
     },
@@ -349,6 +356,13 @@ DEFAULTS: dict[str, tuple[str, ...]] = {
     "bmm_tn": ("llama3-8b:prefill:values",),
     "bmm_tt": ("llama3-8b:prefill:values",),
     "attention": ("1x8x8x4096x4096x128x128", "1x8x8x4096x4096x256x256"),
+    "attention_backward": ("1x8x8x2048x2048x128x128",),
+    "causal_attention_backward": (
+        "1x1x1x8192x8192x128x128",
+        "1x1x1x8192x8192x64x64",
+        "llama3-8b:prefill:attention",
+        "1x32x32x512x512x128x128",
+    ),
     "causal_attention": (
         "1x1x1x16384x16384x128x128",
         "1x1x1x16384x16384x64x64",

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nki_kernels import ops
 from nki_kernels.hardware import spec_for
 from nki_kernels.machine.errors import ConfigError, DtypeError, OptionError, ShapeError
 from nki_kernels.machine.tensor import Abstract
@@ -393,3 +394,23 @@ def test_causal_is_the_default_of_one_operator():
     inputs = operands(1, 1, 1, 20, 20, 8, "float32", 0, {"causal": True})
     causal = CAUSAL_ATTENTION_BACKWARD.launch(inputs, {}, target="toy").result
     compare(causal, inputs, {"causal": True})
+
+
+def test_the_public_call_chooses_the_operator():
+    options = {"causal": True, "align": "bottom-right", "window": 9, "softcap": 3.0, "scale": 0.5}
+    inputs = operands(1, 2, 1, 20, 24, 8, "float32", 0, options)
+    compare(ops.attention_backward(*inputs, **options, target="toy"), inputs, options)
+    inputs = operands(1, 2, 1, 20, 24, 8, "float32")
+    compare(ops.attention_backward(*inputs, target="toy"), inputs, {})
+    mask = np.random.default_rng(0).random((1, 1, 20, 24)) < 0.5
+    extras = (np.ones(2, np.float32), mask, np.ones((1, 1, 20, 24), np.float32))
+    inputs = operands(1, 2, 1, 20, 24, 8, "float32", 0, {}, extras)
+    found = ops.attention_backward(
+        *inputs, sinks=extras[0], mask=mask, bias=extras[2], target="toy"
+    )
+    compare(found, inputs, {}, extras)
+
+
+def test_an_option_of_another_name_is_refused():
+    with pytest.raises(TypeError, match="the option 'caus' is none; allowed are causal, align, "):
+        ops.attention_backward(*shapes(1, 1, 4, 4), caus=True)
