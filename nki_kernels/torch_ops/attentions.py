@@ -43,7 +43,8 @@ def attended(
 
 def grouped(x: Tensor, heads: int) -> Tensor:
     """Return [B, H, M, D] as [B, G, H / G * M, D]: the rows that meet one key head."""
-    return x.reshape(x.shape[0], heads, -1, x.shape[-1])
+    rows = x.shape[1] // max(heads, 1) * x.shape[2]
+    return x.reshape(x.shape[0], heads, rows, x.shape[-1])
 
 
 def softmax_of(s: Tensor, seen: Tensor | None, sinks: Tensor | None) -> tuple[Tensor, Tensor]:
