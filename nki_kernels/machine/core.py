@@ -6,30 +6,29 @@ Nothing needs a reset after an exception, and two runs never share state but the
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
 from types import CodeType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 
 from nki_kernels.hardware.spec import CoreSpec, Engine
-from nki_kernels.machine import dtypes, indirection
+from nki_kernels.machine import allocation, dtypes, indirection
 from nki_kernels.machine.checks.values import WIDE, check_integers
 from nki_kernels.machine.dtypes import Array, DType, as_dtype
 from nki_kernels.machine.errors import (
     AbstractValue,
-    DoesNotFit,
     KernelError,
     NkiKernelsError,
     RuleViolation,
-    ShapeError,
 )
 from nki_kernels.machine.generators import Xorwow
-from nki_kernels.machine.layout import MAX_DIMS, as_address, is_int
+from nki_kernels.machine.layout import as_address, row_major
 from nki_kernels.machine.memory import Memory, uninitialized
 from nki_kernels.machine.options import NkiWarning, Options
 from nki_kernels.machine.products import Products
@@ -57,6 +56,14 @@ _CURRENT: ContextVar[Run | None] = ContextVar("nki_run", default=None)
 
 #: Verdicts by (target, options), then by operand signature: rules are pure functions of those.
 _PLANS: dict[tuple[CoreSpec, Options], dict[Any, Plan]] = {}
+
+#: What an allocation comes to: extents, strides, dtype and its name, memory, bytes, bytes per row,
+#: partitions.
+_Form: TypeAlias = tuple[
+    tuple[int, ...], tuple[int, ...], DType, str, MemoryName, int, int, int
+]  # fmt: skip
+
+_PLAIN = {int}
 
 #: Frames of a call site kept per event; deeper helper stacks are cut at the outside.
 MAX_FRAMES = 12
@@ -153,10 +160,11 @@ class Run:
         self.label = "core 0"
         self._boundary = boundary
         self._plans = _PLANS.setdefault((spec, options), {})
-        self._pool: dict[int, list[Array]] = {}
         self._products = Products()
         self._visible = {options.uninitialized, options.outputs} != {"error"}
         self._scratch: dict[str, Array] = {}
+        self._forms: dict[Any, _Form] = {}
+        self._widens = not options.precise_fp
 
     # -- allocation ------------------------------------------------------------------------------
 
@@ -176,113 +184,77 @@ class Run:
             DoesNotFit: one tile larger than its memory.
             RuleViolation: an address outside the memory, or inside a PSUM bank.
         """
-        kind = as_dtype(dtype)
-        if not isinstance(buffer, MemoryRegion):
-            raise RuleViolation(
-                f"nl.ndarray: buffer={buffer!r}; allowed are nl.sbuf, nl.psum, nl.hbm, "
-                "nl.private_hbm and nl.shared_hbm"
-            )
-        extents = self._extents(shape, buffer)
         address = as_address(address)
         site = self.site(2)
-        nbytes = math.prod(extents) * kind.itemsize
-        if buffer is MemoryRegion.sbuf or buffer is MemoryRegion.psum:
-            row_bytes = nbytes // extents[0]
-            partitions = extents[0]
-            memory: MemoryName = "sbuf" if buffer is MemoryRegion.sbuf else "psum"
-            self._fits(extents, kind, buffer, row_bytes, address, site)
-        else:
-            memory = "hbm"
-            row_bytes = extents[-1] * kind.itemsize
-            partitions = nbytes // row_bytes
+        form = None
+        # 1 == True == 1.0, so only plain integers may look up what their equals were found to be.
+        if shape.__class__ is tuple and set(map(type, shape)) == _PLAIN:
+            try:
+                form = self._forms.get((shape, dtype, buffer, address))
+            except TypeError:
+                form = None  # an unhashable dtype: judged below
+        if form is None:
+            form = self._form(shape, dtype, buffer, address, site)
+        extents, strides, kind, dtype_name, memory, nbytes, row_bytes, partitions = form
         tiles = self.trace.tiles
+        number = len(tiles)
         tile = Tile(
-            len(tiles), name or f"t{len(tiles)}", memory, extents, str(kind), kind.itemsize,
+            number, name or f"t{number}", memory, extents, dtype_name, kind.itemsize,
             row_bytes, partitions, address, len(self.trace.events), self.core, site, role,
             buffer is MemoryRegion.shared_hbm,
         )  # fmt: skip
         if self.team is not None and role == "temp" and buffer is MemoryRegion.shared_hbm:
             return self.team.share(self, tile, extents, nbytes, kind)
         tiles.append(tile)
-        return self.tensor(tile, extents, kind, buffer, nbytes)
+        return self.tensor(tile, extents, strides, kind, buffer, nbytes)
 
-    def tensor(
-        self, tile: Tile, extents: tuple[int, ...], kind: DType, buffer: MemoryRegion, nbytes: int
-    ) -> NkiTensor:
-        """Return the unwritten tensor of a new tile."""
-        mem = Memory(tile, buffer, nbytes, self._pool, self._products, self._visible)
-        mem.wide = not self.options.precise_fp and kind.is_float and kind.itemsize < 4
-        mem.loop = self.loop
-        strides = [1] * len(extents)
-        for dim in range(len(extents) - 2, -1, -1):
-            strides[dim] = strides[dim + 1] * extents[dim + 1]
-        return NkiTensor(mem, extents, tuple(strides), 0, kind)
-
-    def _extents(self, shape: Any, buffer: MemoryRegion) -> tuple[int, ...]:
-        if not isinstance(shape, (tuple, list)) or not all(is_int(n) for n in shape):
-            raise ShapeError(
-                f"nl.ndarray: shape={shape!r}; it must be a tuple of positive integers: compute "
-                "sizes with // and int()"
-            )
-        extents = tuple(int(n) for n in shape)
-        on_chip = buffer is MemoryRegion.sbuf or buffer is MemoryRegion.psum
-        # In HBM a tensor may have more, for views with fewer: published kernels have six.
-        most = MAX_DIMS if on_chip else len(extents)
-        if not 1 <= len(extents) <= most or min(extents) < 1:
-            raise ShapeError(
-                f"nl.ndarray: shape {list(extents)}; allowed are 1 to {MAX_DIMS} dimensions "
-                "(more in HBM) of size >= 1"
-            )
-        if on_chip and extents == (1,):
-            return (1, 1)  # the documents write registers' (1, 1) tiles this way as well
-        if on_chip and len(extents) < 2:
-            raise ShapeError(
-                f"nl.ndarray: shape {list(extents)} in {buffer.value}; a tile has a partition and "
-                "at least one free dimension: write (n, 1) or (1, n)"
-            )
-        if on_chip and extents[0] > self.spec.partitions:
-            raise ShapeError(
-                f"nl.ndarray: shape {list(extents)} in {buffer.value}; dimension 0 is the "
-                f"partition and holds at most {self.spec.partitions} on {self.spec.name}: split it "
-                "into tiles of nl.tile_size.pmax"
-            )
-        return extents
-
-    def _fits(
+    def _form(
         self,
-        extents: tuple[int, ...],
-        kind: DType,
+        shape: Any,
+        dtype: Any,
         buffer: MemoryRegion,
-        row_bytes: int,
         address: tuple[int, int] | None,
         site: Site,
-    ) -> None:
-        spec = self.spec
-        psum = buffer is MemoryRegion.psum
-        limit = spec.psum_banks * spec.psum_bank_bytes if psum else spec.sbuf_usable_bytes
-        start, offset = (0, 0) if address is None else address
-
-        def what() -> str:
-            # Resolving a line costs more than the allocation, so only an error does it.
-            return f"nl.ndarray at {where(site)}: {list(extents)} {kind} in {buffer.value}"
-
-        if address is not None and (
-            start < 0 or offset < 0 or start + extents[0] > spec.partitions
-        ):
+    ) -> _Form:
+        """Judge an allocation, once per form: kernels allocate few forms many times."""
+        kind = as_dtype(dtype)
+        if not isinstance(buffer, MemoryRegion):
             raise RuleViolation(
-                f"{what()}: address=({start}, {offset}) puts {extents[0]} partitions outside 0 to "
-                f"{spec.partitions - 1}; the address is (start partition, bytes in the partition)"
+                f"nl.ndarray: buffer={buffer!r}; allowed are nl.sbuf, nl.psum, nl.hbm, "
+                "nl.private_hbm and nl.shared_hbm"
             )
-        if psum and offset % spec.psum_bank_bytes:
-            raise RuleViolation(
-                f"{what()}: address=({start}, {offset}) is inside a PSUM bank; byte offsets are "
-                f"multiples of {spec.psum_bank_bytes}"
-            )
-        if offset + row_bytes > limit:
-            raise DoesNotFit(
-                f"{what()}: {row_bytes} bytes per partition at offset {offset}; {buffer.value} has "
-                f"{limit} bytes per partition on {spec.name}: use smaller tiles"
-            )
+        extents = allocation.extents_of(shape, buffer, self.spec)
+        nbytes = math.prod(extents) * kind.itemsize
+        memory: MemoryName = "hbm"
+        row_bytes = extents[-1] * kind.itemsize
+        partitions = nbytes // row_bytes
+        if buffer is MemoryRegion.sbuf or buffer is MemoryRegion.psum:
+            row_bytes = nbytes // extents[0]
+            partitions = extents[0]
+            memory = "sbuf" if buffer is MemoryRegion.sbuf else "psum"
+            allocation.fits(self.spec, extents, kind, buffer, row_bytes, address, site)
+        strides = row_major(extents)
+        form = extents, strides, kind, str(kind), memory, nbytes, row_bytes, partitions
+        if shape.__class__ is tuple and set(map(type, shape)) == _PLAIN:
+            with contextlib.suppress(TypeError):
+                self._forms[shape, dtype, buffer, address] = form
+        return form
+
+    def tensor(
+        self,
+        tile: Tile,
+        extents: tuple[int, ...],
+        strides: tuple[int, ...],
+        kind: DType,
+        buffer: MemoryRegion,
+        nbytes: int,
+    ) -> NkiTensor:
+        """Return the unwritten tensor of a new tile."""
+        mem = Memory(tile, buffer, nbytes, self._products, self._visible)
+        mem.whole = (0, extents, strides, kind.itemsize)
+        mem.wide = self._widens and kind.is_float and kind.itemsize < 4
+        mem.loop = self.loop
+        return NkiTensor(mem, extents, strides, 0, kind)
 
     # -- scratch ---------------------------------------------------------------------------------
 
@@ -301,9 +273,9 @@ class Run:
         frame = sys._getframe(depth + 1)
         boundary = self._boundary
         frames: list[tuple[CodeType, int]] = []
-        while frame is not None and len(frames) < MAX_FRAMES:
+        while frame is not None:
             code = frame.f_code
-            if code is boundary:
+            if code is boundary or len(frames) == MAX_FRAMES:
                 break
             frames.append((code, frame.f_lasti))
             frame = frame.f_back  # type: ignore[assignment]
@@ -469,7 +441,11 @@ def float_values(view: NkiTensor, run: Run, slot: str) -> Array:
     if values.dtype == np.float32:
         return values
     wide = run.scratch(slot, view.shape)
-    np.copyto(wide, values, casting="unsafe")
+    if values.dtype == dtypes.bfloat16.host:
+        # The upper half of a float32 (`dtypes.widen`), into the scratch.
+        np.left_shift(values.view(np.uint16), 16, out=wide.view(np.uint32), dtype=np.uint32)
+    else:
+        np.copyto(wide, values, casting="unsafe")
     if view.dtype in WIDE:
         check_integers(run, view, values)
     return wide

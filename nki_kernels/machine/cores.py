@@ -18,6 +18,7 @@ from nki_kernels.machine.dtypes import Array
 from nki_kernels.machine.errors import KernelError, NkiKernelsError
 from nki_kernels.machine.indirection import row_accesses
 from nki_kernels.machine.instruction import Call
+from nki_kernels.machine.layout import row_major
 from nki_kernels.machine.tensor import MemoryRegion, NkiTensor
 from nki_kernels.machine.trace import MEETING, Access, Event, Site, Tile, Work, where
 
@@ -139,7 +140,8 @@ class Team:
         shared.counts[run.core] = at + 1
         if at == len(shared.tensors):
             run.trace.tiles.append(tile)
-            tensor = run.tensor(tile, extents, kind, MemoryRegion.shared_hbm, nbytes)
+            strides = row_major(extents)
+            tensor = run.tensor(tile, extents, strides, kind, MemoryRegion.shared_hbm, nbytes)
             shared.tensors.append(tensor)
             return tensor
         found = shared.tensors[at]

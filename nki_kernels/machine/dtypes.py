@@ -155,6 +155,18 @@ _INT_BOUNDS: dict[np.dtype[Any], tuple[float, float]] = {
 }
 
 
+def widen(values: Array) -> Array:
+    """Return 16- and 8-bit floats (and anything else) as a fresh float32 array.
+
+    A bfloat16 is the upper half of a float32: shifting it there is twice as fast as the cast of
+    ml_dtypes.
+    """
+    if values.dtype == bfloat16.host:
+        wide = np.left_shift(values.view(np.uint16), 16, dtype=np.uint32)
+        return wide.view(np.float32)
+    return values.astype(np.float32)
+
+
 def store(dst: Array, values: Array) -> None:
     """Write `values` (float32, or integers of any width) to `dst`, rounding once to its dtype.
 

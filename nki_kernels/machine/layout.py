@@ -34,6 +34,14 @@ def is_int(value: Any) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
+def row_major(extents: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the strides, in elements, of a dense array whose last dimension runs fastest."""
+    strides = [1] * len(extents)
+    for dim in range(len(extents) - 2, -1, -1):
+        strides[dim] = strides[dim + 1] * extents[dim + 1]
+    return tuple(strides)
+
+
 def as_address(value: Any) -> tuple[int, int] | None:
     """Return an allocation's address as (start partition, bytes in the partition), or None.
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nki_kernels.machine.dtypes import Array, DType, as_dtype, round_tf32, tfloat32
+from nki_kernels.machine.buffers import give, take
+from nki_kernels.machine.dtypes import Array, DType, as_dtype, round_tf32, tfloat32, widen
 from nki_kernels.machine.errors import RuleViolation, UninitializedRead
 from nki_kernels.machine.products import Pending, Products, Region
 from nki_kernels.machine.trace import LoopPath, Tile, where
@@ -36,9 +37,9 @@ class Memory:
     """
 
     __slots__ = (
-        "_grain", "_group_map", "_groups", "_map", "_pool", "_products", "_regions", "_snapshots",
+        "_grain", "_group_map", "_groups", "_map", "_products", "_regions", "_snapshots",
         "_visible", "abstract", "borrowed",
-        "buffer", "data", "full", "loop", "nbytes", "pending", "tile", "wide",
+        "buffer", "data", "full", "loop", "nbytes", "pending", "tile", "whole", "wide",
     )  # fmt: skip
 
     def __init__(
@@ -46,7 +47,6 @@ class Memory:
         tile: Tile,
         buffer: Any,
         nbytes: int,
-        pool: dict[int, list[Array]],
         products: Products,
         visible: bool = False,
     ) -> None:
@@ -56,6 +56,8 @@ class Memory:
         self.data: Array | None = None
         self.abstract = False
         self.borrowed = False
+        #: The access to the tile as it was allocated: most first writes are this one.
+        self.whole: Region | None = None
         #: Held as float32 although the dtype is narrower (`Options.precise_fp` is False).
         self.wide = False
         #: Matmuls issued into the tile and not formed yet; every look at the values forms them.
@@ -73,20 +75,27 @@ class Memory:
         self._map: Array | None = None
         self._groups: set[Region] = set()
         self._group_map: Array | None = None
-        self._pool = pool
 
     def __del__(self) -> None:
-        """Return the bytes to the run: a fresh buffer costs page faults, a used one does not."""
-        if self.data is not None and not self.borrowed:
-            self._pool.setdefault(self.data.nbytes, []).append(self.data)
+        """Hand the bytes on to the next tile of their size."""
+        self._hand_on()
+
+    def _hand_on(self) -> None:
+        data, self.data = self.data, None
+        if data is not None and not self.borrowed:
+            give(data)
 
     # -- values ----------------------------------------------------------------------------------
 
     def array(self, region: Region, host: Any) -> Array:
         """Return the region as an array that shares the tile's bytes, allocated on first use."""
-        offset, shape, strides, size = region
         if self.pending is not None:
             self._products.settle(self)
+        return self.array_now(region, host)
+
+    def array_now(self, region: Region, host: Any) -> Array:
+        """Return the same without forming the matmuls that are pending."""
+        offset, shape, strides, size = region
         data = self.data
         if data is None:
             data = self.materialise()
@@ -112,8 +121,7 @@ class Memory:
     def materialise(self) -> Array:
         """Give the tile bytes: poison where reads of them pass, else undefined until written."""
         nbytes = self.nbytes * 4 // self.tile.itemsize if self.wide else self.nbytes
-        spare = self._pool.get(nbytes)
-        self.data = data = spare.pop() if spare else np.empty(nbytes, np.uint8)
+        self.data = data = take(nbytes)
         if self._visible:
             kind = as_dtype(self.tile.dtype)
             data.view(np.float32 if self.wide else kind.host)[...] = kind.poison
@@ -123,7 +131,7 @@ class Memory:
         """Return the region as float32 [rows, columns], fixed at this moment, once per content."""
         found = self._snapshots.get(region)
         if found is None or found.shape[0] != rows:
-            values = self.array(region, dtype.host).reshape(rows, -1).astype(np.float32)
+            values = widen(self.array(region, dtype.host).reshape(rows, -1))
             found = round_tf32(values) if dtype is tfloat32 else values
             self._snapshots[region] = found
         return found
@@ -143,21 +151,24 @@ class Memory:
         """Become a shape without values."""
         self.abstract = True
         self._products.drop(self)
-        if self.data is not None and not self.borrowed:
-            self._pool.setdefault(self.data.nbytes, []).append(self.data)
-        self.data = None
+        self._hand_on()
         self.borrowed = False
 
     def own(self) -> None:
         """Copy bytes borrowed from the caller before the first write to them."""
         if self.borrowed:
-            self.data = None if self.data is None else self.data.copy()
+            lent, self.data = self.data, None
+            if lent is not None:
+                self.data = take(lent.nbytes)
+                np.copyto(self.data, lent)
             self.borrowed = False
 
     # -- written map -----------------------------------------------------------------------------
 
     def covers(self, region: Region) -> bool:
         """Return True if `region` is the whole tile in row-major order."""
+        if region == self.whole:
+            return True
         offset, shape, strides, itemsize = region
         if offset:
             return False
@@ -245,8 +256,9 @@ class Memory:
 
     def extract(self, region: Region, at: Array, tile: Tile) -> Memory:
         """Return a tile of the elements ``at[p]`` of the free dimensions of each partition p."""
-        part = Memory(tile, self.buffer, tile.row_bytes * tile.partitions, self._pool,
-                      self._products, self._visible)  # fmt: skip
+        part = Memory(
+            tile, self.buffer, tile.row_bytes * tile.partitions, self._products, self._visible
+        )
         part.loop, part.wide, part.abstract = self.loop, self.wide, self.abstract
         whole = (0, tile.shape, (tile.shape[1], 1), region[3])
 

@@ -283,7 +283,7 @@ class _Attempt:
 
     def _cost(self, tile: Tile, change: int) -> int:
         """Return what a tile adds to the memory in use; tiles at one fixed address count once."""
-        box = self.fixed.box.get(tile.id)
+        box = None if tile.address is None else self.fixed.box[tile.id]
         if box is not None:
             self._sharing[box] += change
             if self._sharing[box] != max(0, change):
@@ -323,7 +323,7 @@ class _Attempt:
         """Record an automatic tile: whom it follows, and when it dies."""
         before = set(self._owner[a:b])
         before.discard(_NEVER)
-        if not self.rotate:
+        if self._holders and not self.rotate:
             for box, holders in self._holders.items():
                 first, last = self._grains(box)
                 if first < b and a < last:

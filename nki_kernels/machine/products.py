@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from nki_kernels.machine.buffers import give, take
 from nki_kernels.machine.dtypes import Array
 
 if TYPE_CHECKING:
@@ -120,6 +121,13 @@ class Products:
     # -- one product for an accumulator ------------------------------------------------------------
 
     def _form(self, tile: Memory, weights: Array, data: Array, depth: int) -> None:
+        pending = tile.pending
+        if pending is not None and pending.overwrites and depth == len(pending.links):
+            target = tile.array_now(pending.region, np.float32)
+            if target.flags.c_contiguous:
+                self.drop(tile)
+                np.matmul(weights.T, data, out=target)
+                return
         product = self._buffer("product", weights.shape[1], data.shape[1])
         np.matmul(weights.T, data, out=product)
         self._deliver(tile, product, depth)
@@ -168,7 +176,15 @@ class Products:
         return stack
 
     def _buffer(self, slot: str, rows: int, columns: int) -> Array:
+        size = 4 * rows * columns
         held = self._scratch.get(slot)
-        if held is None or held.size < rows * columns:
-            held = self._scratch[slot] = np.empty(rows * columns, np.float32)
-        return held[: rows * columns].reshape(rows, columns)
+        if held is None or held.nbytes < size:
+            # A power of two, so that the next launch finds it fit as well.
+            held = self._scratch[slot] = take(1 << (size - 1).bit_length())
+        return held[:size].view(np.float32).reshape(rows, columns)
+
+    def __del__(self) -> None:
+        """Hand the buffers on to the next launch."""
+        while self._scratch:
+            _, held = self._scratch.popitem()
+            give(held)

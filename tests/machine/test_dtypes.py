@@ -238,3 +238,13 @@ def test_a_record_of_one_field_carries_a_packed_type():
                   [("float8_e5m2_x4", np.uint32), ("b", np.uint32)]):  # fmt: skip
         with pytest.raises(DtypeError):
             as_dtype(np.dtype(other))
+
+
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16, ml_dtypes.float8_e5m2])
+def test_widening_is_the_cast_for_every_bit_pattern(dtype):
+    bits = np.arange(2 ** (8 * np.dtype(dtype).itemsize), dtype=f"u{np.dtype(dtype).itemsize}")
+    values = bits.view(dtype).reshape(2, -1)[:, ::3]
+    wide = dtypes.widen(values)
+    assert wide.dtype == np.float32
+    assert np.array_equal(wide, values.astype(np.float32), equal_nan=True)
+    assert not np.shares_memory(wide, values)

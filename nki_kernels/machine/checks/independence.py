@@ -77,31 +77,39 @@ def _owners(events: list[Event], loop: DeclaredLoop) -> dict[int, _Owners]:
     written: dict[int, Tile] = {}
     sizes: dict[int, int] = {}
     for event in events:
-        for access in (*event.reads, *event.writes):
-            tile = access.tile.id
-            sizes[tile] = math.gcd(sizes.get(tile, 0), access.itemsize)
-        read.update(access.tile.id for access in event.reads)
-        written.update((access.tile.id, access.tile) for access in event.writes)
+        for accesses in (event.reads, event.writes):
+            for access in accesses:
+                tile = access.tile
+                if tile.id >= loop.tiles:
+                    continue  # allocated in the loop: nearly all are, and they carry nothing
+                sizes[tile.id] = math.gcd(sizes.get(tile.id, 0), access.itemsize)
+                if accesses is event.reads:
+                    read.add(tile.id)
+                else:
+                    written[tile.id] = tile
     return {
-        number: _Owners(tile, sizes[number])
+        number: _Owners(tile, sizes[number], len(loop.starts))
         for number, tile in written.items()
-        if number < loop.tiles and (number in read or tile.memory == "hbm")
+        if number in read or tile.memory == "hbm"
     }
 
 
 class _Owners:
     """Which iteration wrote each grain of a tile last."""
 
-    def __init__(self, tile: Tile, grain: int) -> None:
+    def __init__(self, tile: Tile, grain: int, iterations: int) -> None:
         self._grain = grain
         size = tile.row_bytes * tile.partitions // grain
-        self._map: Array = np.full(size, _NOBODY, np.int32)
+        # A tensor in HBM is large and loops are short: the map's own pages are what it costs.
+        narrow = iterations <= np.iinfo(np.int16).max
+        self._map: Array = np.full(size, _NOBODY, np.int16 if narrow else np.int32)
 
     def _view(self, access: Access) -> Array:
         per = access.itemsize // self._grain
-        steps = [4 * per * stride for stride in access.strides]
-        shape = (*access.shape, per)
-        return np.ndarray(shape, np.int32, self._map, 4 * per * access.offset, (*steps, 4))
+        size = self._map.itemsize
+        steps = [size * per * stride for stride in access.strides]
+        start = size * per * access.offset
+        return np.ndarray((*access.shape, per), self._map.dtype, self._map, start, (*steps, size))
 
     def foreign(self, access: Access, iteration: int) -> int | None:
         """Return another iteration that wrote a byte of the access, if there is one."""

@@ -238,8 +238,12 @@ def dma_copy(
     if dst.dynamic is not None or src.dynamic is not None:
         _move_rows(ctx, dst, src, oob_mode)
         return
-    target = dst.mem.array(dst.region, dst.dtype.host)
-    _move(dst, target, src.mem.array(src.region, src.dtype.host), src)
+    if dst.dtype == src.dtype:
+        target, values = dst.mem.bits(dst.region), src.mem.bits(src.region)
+    else:
+        target = dst.mem.array(dst.region, dst.dtype.host)
+        values = src.mem.array(src.region, src.dtype.host)
+    _move(dst, target, values, src)
 
 
 _BLOCK = 64

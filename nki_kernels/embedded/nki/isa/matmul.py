@@ -15,6 +15,7 @@ from nki_kernels.machine.core import Run, float_values, write_values
 from nki_kernels.machine.dtypes import Array
 from nki_kernels.machine.errors import RuleViolation
 from nki_kernels.machine.instruction import Context, instruction
+from nki_kernels.machine.layout import is_int
 from nki_kernels.machine.rules import (
     COMPUTE,
     AtMost,
@@ -63,11 +64,7 @@ class _Contraction(Rule):
 
 
 def _is_pair(value: Any) -> bool:
-    return (
-        isinstance(value, tuple)
-        and len(value) == 2
-        and all(isinstance(v, (int, np.integer)) for v in value)
-    )
+    return isinstance(value, tuple) and len(value) == 2 and all(map(is_int, value))
 
 
 @dataclass(frozen=True)
