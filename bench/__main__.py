@@ -19,6 +19,7 @@ from bench.host import (
     measure_matmul,
     measure_shapes_only,
 )
+from bench.interpreters import measure_interpreters
 from bench.nkibench import nkibench_table, nkibench_work
 from bench.progress import progress
 from bench.record import (
@@ -139,6 +140,12 @@ def _add_judgements(commands: argparse._SubParsersAction[argparse.ArgumentParser
 
     host = commands.add_parser("host", help="speed of the embedded NKI on this machine")
     host.add_argument("--json", type=Path, metavar="F", help="write the figures to F as well")
+    host.add_argument(
+        "--triton-viz",
+        type=Path,
+        metavar="DIR",
+        help="a checkout of triton-viz: its bare NKI interpreter on its examples as well",
+    )
     host.set_defaults(command=_host)
 
     band = commands.add_parser(
@@ -259,6 +266,9 @@ def _host(arguments: argparse.Namespace) -> int:
         ("shapes only", measure_shapes_only),
         ("matmul against numpy", measure_matmul),
     ]
+    viz = arguments.triton_viz
+    if viz is not None:
+        parts.append(("triton-viz", lambda: measure_interpreters(viz)))
     for _, measured in progress(parts, lambda part: part[0]):
         results.extend(measured())
     print(host_table(results))
