@@ -127,6 +127,7 @@ ENTRIES: Mapping[str, Entry] = {
     "gated_mlp_kn": Entry(
         OPERATORS["gated_mlp_kn"], partial(reference.mlp.gated_mlp, transposed=False)
     ),
+    "gated_mlp_backward": Entry(OPERATORS["gated_mlp_backward"], reference.mlp.gated_mlp_backward),
     "linear_backward": Entry(OPERATORS["linear_backward"], reference.matmul.linear_backward),
     **{
         "norm_linear" + form: Entry(

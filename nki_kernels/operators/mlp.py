@@ -171,7 +171,8 @@ def _reduced(axes: Axes, config: GatedMlpConfig, spec: CoreSpec) -> dict[str, in
     return {letter: products.two_blocks(axes[letter], block) for letter, block in blocks.items()}
 
 
-def _option_problems(options: Options) -> tuple[str, ...]:
+def activation_problems(options: Options) -> tuple[str, ...]:
+    """Return why the activation of a gated layer is none, in words."""
     activation = options.get("activation", "silu")
     if activation in ACTIVATIONS:
         return ()
@@ -210,7 +211,7 @@ def _operator(name: str, transposed: bool) -> Operator:
         kernel=gated.gated_mlp,
         arguments=partial(_arguments, transposed),
         limits=_limits,
-        option_problems=_option_problems,
+        option_problems=activation_problems,
         config_problems=_config_problems,
     )
 

@@ -277,6 +277,9 @@ _CASES: dict[str, dict[str, Case]] = {
         op: {case.name: case for case in _projection_cases(op)}
         for op in ("norm_linear", "norm_linear_kn", "qkv_projection", "qkv_projection_kn")
     },
+    "gated_mlp_backward": {
+        case.name: case for case in _mlp_cases("gated_mlp_backward") if "decode" not in case.tags
+    },
     "linear_backward": {
         case.name: case for case in _stored_cases("linear_backward") if "decode" not in case.tags
     },
@@ -350,6 +353,7 @@ DEFAULTS: dict[str, tuple[str, ...]] = {
     ),
     "matmul_fp8": ("4096x4096x4096", "64x14336x4096"),
     "matmul_fp8_nt": ("4096x4096x4096", "64x14336x4096"),
+    "gated_mlp_backward": ("512x2048x5632",),
     "linear_backward": ("4096x4096x4096", "1024x1024x1024"),
     "bmm": ("llama3-8b:prefill:values",),
     "bmm_nt": ("llama3-8b:prefill:scores",),
