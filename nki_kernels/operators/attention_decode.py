@@ -36,9 +36,10 @@ _BY_SCALAR = 4
 _EXACT = 2**24
 
 
-def _each(axes: Axes) -> int:
-    """Rows of the output per KV head."""
-    return axes["H"] // axes["G"] * axes["T"]
+def _each(axes: Axes, spec: CoreSpec) -> int:
+    """Rows of the output per KV head that share a pass over the cache."""
+    group = axes["H"] // axes["G"]
+    return group * min(axes["T"], max(1, spec.partitions // group))
 
 
 def _keys(axes: Axes) -> int:
@@ -54,7 +55,9 @@ def _needed(
     """
     itemsize = max(2, stored)
     slices = math.ceil(axes["D"] / spec.partitions)
-    each, rows = _each(axes), axes["H"] * axes["T"]
+    each = _each(axes, spec)
+    rows = each * axes["G"]
+    queries_at_once = each * axes["G"] // axes["H"]
     columns = tokens + (1 if "S" in axes and axes["S"] % spec.partitions else 0)
     keys, values = (heads * columns * axes[letter] * stored for letter in "DE")
     scores = heads * columns * each * (4 * 2 + itemsize)
@@ -66,8 +69,8 @@ def _needed(
         fold = max(1, spec.partitions // max(1, axes["D"] // 2))
         fold = max(1, min(fold, spec.moving_fmax // each))
         queries *= 2 * fold
-    constants = 2 * 4 * spec.partitions + 8 * axes["B"] * axes["T"] + 8 * axes["H"] * axes["T"]
-    masks = 4 * math.ceil(_keys(axes) / spec.partitions + 1) + 4 * columns * axes["T"] * 2
+    constants = 2 * 4 * spec.partitions + 8 * axes["B"] + 4 * axes["T"] + 8 * rows
+    masks = 4 * math.ceil(_keys(axes) / spec.partitions + 1) + 4 * columns * queries_at_once * 4
     # Statistics, their factors and outputs in float32; then a result and the logarithms.
     groups = math.ceil(axes["G"] / heads)
     statistics = 4 * heads * each * (4 * groups + 12) + axes["E"] * (itemsize + 4)
@@ -79,7 +82,7 @@ def _needed(
 def _shape(axes: Axes, stored: int, spec: CoreSpec) -> tuple[int, int, int, int]:
     """Return (heads, tokens, ahead, lag): as large as they come, then as early as they fit."""
     room = int(spec.sbuf_usable_bytes * _PACKED)
-    most = max(1, spec.partitions // _each(axes))
+    most = max(1, spec.partitions // _each(axes, spec))
     choices = [h for h in range(min(most, axes["G"]), 0, -1) if axes["G"] % h == 0]
     for ahead, lag in ((1, 4), (0, 1), (0, 0)):
         for heads in choices:
@@ -128,10 +131,11 @@ def _limits(quantized: bool, axes: Axes, dtype: str, spec: CoreSpec) -> tuple[st
         )
         return (reason,)
     reasons = []
-    if _each(axes) > spec.partitions:
+    group = axes["H"] // axes["G"]
+    if group > spec.partitions:
         reasons.append(
-            f"{axes['H'] // axes['G']} query heads of {axes['T']} queries share a key head; at "
-            f"most {spec.partitions} rows on {spec.name}; decode fewer queries at once"
+            f"{group} query heads share a key head; at most {spec.partitions} on {spec.name}; "
+            "attend with some of the query heads at a time"
         )
     if _keys(axes) > _EXACT:
         reasons.append(
@@ -330,7 +334,7 @@ def attention_decode(
     sums are float32; probabilities are rounded to the dtype of `v` before they meet it.
 
     Dimensions:
-        B: sequences    H: query heads, a multiple of G, KV heads    T: new queries (1 to 8 usual)
+        B: sequences    H: query heads, a multiple of G, KV heads    T: new queries (1 to 8, or a chunk)
         S: keys of the cache    D, E: head sizes of keys and values    N, P: pages and their keys
 
     Args:
@@ -356,7 +360,7 @@ def attention_decode(
         exponentials, the sink's included. A row that attends nothing is 0, and -inf without a sink.
 
     Raises:
-        ShapeError: sizes that differ, a wrong rank, a zero size, a strided array, more rows per
+        ShapeError: sizes that differ, a wrong rank, a zero size, a strided array, more query heads per
             KV head than partitions, a page whose size is no power of 2.
         DtypeError: a dtype that is not supported.
         OptionError: an option out of range, a length beyond the cache, a page that is none, scales

@@ -40,20 +40,24 @@ def one_more_key(patch):
 
     def longer(self, lengths, queries, config):
         real(self, lengths, queries, config)
-        nisa.tensor_scalar(dst=self.ends, data=self.ends, op0=nl.add, operand0=1.0)
+        nisa.tensor_scalar(dst=self.steps, data=self.steps, op0=nl.add, operand0=1.0)
 
     patch.setattr(decode_steps.Constants, "__init__", longer)
 
 
 def no_window(patch):
     real = decode_steps.Constants.mask
-    patch.setattr(decode_steps.Constants, "mask", lambda self, b, p, window: real(self, b, p, 0))
+    patch.setattr(
+        decode_steps.Constants, "mask", lambda self, b, q, p, window: real(self, b, q, p, 0)
+    )
 
 
 def window_off_by_one(patch):
     real = decode_steps.Constants.mask
     patch.setattr(
-        decode_steps.Constants, "mask", lambda self, b, p, window: real(self, b, p, window + 1)
+        decode_steps.Constants,
+        "mask",
+        lambda self, b, q, p, window: real(self, b, q, p, window + 1),
     )
 
 

@@ -14,7 +14,9 @@ from nki_kernels.kernels.attention.decode_steps import (
     fitted,
     load_queries,
     mode_of,
+    place_of,
     positions_of,
+    rows_of,
     spans,
 )
 
@@ -27,8 +29,9 @@ def attention_decode(q, k, v, lengths, sinks, k_scale, v_scale, rule, config):
     of them at most. A sink is one more score of its head, without a value.
 
     Dimensions:
-        B: sequences. H, G: query and KV heads, G divides H. T: new queries. S: keys of the cache.
-        D, E: depths of keys and values. H / G * T is at most P.
+        B: sequences. H, G: query and KV heads, G divides H, H / G at most P. T: new queries; as
+        many as make P rows of a KV head share a pass over the cache. S: keys of the cache.
+        D, E: depths of keys and values.
 
     Args:
         q: [B, H, T, D] HBM, bfloat16 | float16 | float32.
@@ -58,7 +61,7 @@ def attention_decode(q, k, v, lengths, sinks, k_scale, v_scale, rule, config):
         the evictions 2.1 of Vector instead of 4.3: 476 us, 1.59 times as fast. Transposed key by
         key it was 722 us.
     """
-    config = fitted(config, k.shape[1], q.shape[1] // k.shape[1] * q.shape[2], None)
+    config = fitted(config, k.shape[1], rows_of(q, k), None)
     cache = Contiguous(k, v, config)
     return decode(q, cache, lengths, sinks, (k_scale, v_scale), rule, config)
 
@@ -126,20 +129,20 @@ class Contiguous:
 def decode(q, cache, lengths, sinks, scales, rule, config):
     """Attend a cache, step by step of some heads and a block of keys; see attention_decode."""
     batches, heads, queries, _ = q.shape
-    share = heads // cache.heads, queries
+    group = heads // cache.heads
     out_shape = (batches, heads, queries, cache.depth)
     out = nl.ndarray(out_shape, dtype=q.dtype, buffer=nl.shared_hbm)
     lse = nl.ndarray((batches, heads, queries), dtype=nl.float32, buffer=nl.shared_hbm)
     constants = Constants(lengths, queries, config)
     logarithms = Logarithms(lse, config)
-    sink_rows = load_sinks(sinks, queries, config)
+    sink_rows = Sinks(sinks, config)
     factor = rule.scale / rule.softcap if rule.softcap > 0.0 else rule.scale
     key_factor, value_scale = load_vector(scales[0], config), load_vector(scales[1], config)
     factors = factor
     if key_factor is not None:
         nisa.tensor_scalar(dst=key_factor, data=key_factor, op0=nl.multiply, operand0=factor)
         factors = key_factor
-    steps = _steps(batches, cache, config)
+    steps = _steps(batches, spans(queries, max(1, nl.tile_size.pmax // group)), cache, config)
     loaded = 0
     state = {}
     for number in range(len(steps) + 1):
@@ -148,9 +151,9 @@ def decode(q, cache, lengths, sinks, scales, rule, config):
             loaded += 1
         scores = rows = None
         if number < len(steps):
-            scores = _scores(steps[number], state, cache, constants, rule, share, factors)
+            scores = _scores(steps[number], state, cache, constants, rule, group, factors)
         if number > 0:
-            rows = _rows(steps[number - 1], state, sink_rows, share, cache)
+            rows = _rows(steps[number - 1], state, sink_rows, group, cache)
             rows.peak(steps[number - 1]["scores"].scores)
         _run(scores, _PARTS[0])
         if rows is not None:
@@ -169,7 +172,7 @@ def decode(q, cache, lengths, sinks, scales, rule, config):
                 steps[number - 1],
                 weights,
                 rows,
-                share,
+                group,
                 constants,
                 out,
                 logarithms,
@@ -191,59 +194,68 @@ def load_vector(vector, config):
     return tile
 
 
-def load_sinks(sinks, queries, config):
-    """Return the sinks on every partition, once per query: [P, H * T]; None for None."""
-    tile = load_vector(sinks, config)
-    if sinks is None:
-        return None
-    pmax, heads = tile.shape
-    if queries == 1:
-        return tile
-    wide = nl.ndarray((pmax, heads, queries), dtype=nl.float32, buffer=nl.sbuf)
-    nisa.tensor_copy(dst=wide, src=tile.expand_dim(2).broadcast(2, queries))
-    return wide.flatten_dims(1, 2)
+class Sinks:
+    """The sinks on every partition, once per query: [P, H * queries]; None without any."""
+
+    def __init__(self, sinks, config):
+        self.tile = load_vector(sinks, config)
+        self.wide = {}
+
+    def columns(self, heads, queries):
+        """Return the columns of some heads (start, stop), for a number of queries."""
+        if self.tile is None:
+            return None
+        if queries not in self.wide:
+            pmax, total = self.tile.shape
+            wide = nl.ndarray((pmax, total, queries), dtype=nl.float32, buffer=nl.sbuf)
+            nisa.tensor_copy(dst=wide, src=self.tile.expand_dim(2).broadcast(2, queries))
+            self.wide[queries] = wide.flatten_dims(1, 2)
+        return self.wide[queries][:, heads[0] * queries : heads[1] * queries]
 
 
-def _steps(batches, cache, config):
-    """One entry per sequence, block of keys and group of heads, in the order of execution."""
+def _steps(batches, queries, cache, config):
+    """One entry per sequence, part of its queries, block of keys and group of heads, in order."""
     steps = []
     blocks = cache.blocks()
     for batch in range(batches):
-        for index in range(len(blocks)):
-            for heads in spans(cache.heads, config.heads):
-                steps.append(
-                    {
-                        "batch": batch,
-                        "block": blocks[index],
-                        "heads": heads,
-                        "first": index == 0,
-                        "last": index == len(blocks) - 1,
-                        "queries": None,
-                    }
-                )
+        for span in queries:
+            for index in range(len(blocks)):
+                for heads in spans(cache.heads, config.heads):
+                    steps.append(
+                        {
+                            "batch": batch,
+                            "span": span,
+                            "block": blocks[index],
+                            "heads": heads,
+                            "first": index == 0,
+                            "last": index == len(blocks) - 1,
+                            "queries": None,
+                        }
+                    )
     return steps
 
 
 def _load(step, q, cache, config):
-    """Start the loads of a step; the queries of a sequence with its first."""
+    """Start the loads of a step; the queries with the first of theirs."""
     if step["first"] and step["heads"][0] == 0:
-        step["queries"] = load_queries(q, step["batch"], config)
+        step["queries"] = load_queries(q, step["batch"], step["span"], config)
     step["keys"], step["values"] = cache.load(step["batch"], step["heads"], step["block"])
 
 
-def _prepare(step, state, cache, constants, rule, share):
-    """What the steps of a sequence, and of a block, share."""
+def _prepare(step, state, cache, constants, rule, each):
+    """What the steps of some queries, and of a block, share."""
     if step["queries"] is not None:
-        state["form"] = form_of(step["queries"], step["keys"].dtype, share[0] * share[1])
+        state["form"] = form_of(step["queries"], step["keys"].dtype, each)
         step["queries"] = None
     if step["heads"][0] == 0:
         positions = cache.key_positions(step["block"])
-        state["mask"] = constants.mask(step["batch"], positions, rule.window)
+        state["mask"] = constants.mask(step["batch"], step["span"], positions, rule.window)
 
 
-def _scores(step, state, cache, constants, rule, share, factors):
+def _scores(step, state, cache, constants, rule, group, factors):
     """Return the scores of a step, none of them formed; of `factors` those of its heads."""
-    _prepare(step, state, cache, constants, rule, share)
+    share = group, step["span"][1] - step["span"][0]
+    _prepare(step, state, cache, constants, rule, share[0] * share[1])
     start, stop = step["heads"]
     if not isinstance(factors, float):
         factors = factors[:, start:stop]
@@ -259,25 +271,25 @@ def _run(scores, part):
         scores.run(part)
 
 
-def _rows(step, state, sink_rows, share, cache):
-    """Return the statistics of the heads of a step; new ones for the first keys of a sequence."""
+def _rows(step, state, sinks, group, cache):
+    """Return the statistics of the heads of a step; new ones for the first keys of its queries."""
     start, stop = step["heads"]
-    each = share[0] * share[1]
+    queries = step["span"][1] - step["span"][0]
     if step["first"]:
-        sinks = None if sink_rows is None else sink_rows[:, start * each : stop * each]
-        state[start] = Rows(sinks, cache.depth, (stop - start) * each)
+        columns = sinks.columns((start * group, stop * group), queries)
+        state[start] = Rows(columns, cache.depth, (stop - start) * group * queries)
     return state[start]
 
 
-def _values(step, weights, rows, share, constants, out, logarithms, value_scale, config):
-    start = step["heads"][0]
+def _values(step, weights, rows, group, constants, out, logarithms, value_scale, config):
+    start, stop = step["heads"]
     rows.add_values(weights, step["values"])
     rows.settle(constants)
     step["values"] = None
     if step["last"]:
-        each = share[0] * share[1]
-        offset = step["batch"] * out.shape[1] * out.shape[2] + start * each
+        heads = (start * group, stop * group)
+        place = place_of(out.shape, step["batch"], heads, step["span"])
         if value_scale is not None:
-            value_scale = value_scale[:, start : step["heads"][1]]
-        maximum, total = rows.finish(out, offset, value_scale, config)
-        logarithms.add(maximum, total)
+            value_scale = value_scale[:, start:stop]
+        maximum, total = rows.finish(out, place, value_scale, config)
+        logarithms.add(maximum, total, place)

@@ -71,6 +71,12 @@ def spans(extent, size):
     return [(start, min(start + size, extent)) for start in range(0, extent, size)]
 
 
+def rows_of(q, k):
+    """Return the rows of a KV head that share a pass over the cache: P at most, whole queries."""
+    group = q.shape[1] // k.shape[1]
+    return group * min(q.shape[2], max(1, nl.tile_size.pmax // group))
+
+
 def fitted(config, kv_heads, each, page):
     """Return the config with what the sizes allow: `each` rows per KV head, `page` keys or None.
 
@@ -110,8 +116,8 @@ def sizeof(dtype):
 class Constants:
     """What every step needs: ones, the identity, and where each query ends.
 
-    `first_masked` [P, B * T] is the first key position that query t of sequence b does not attend,
-    on every partition: length - T + 1 + t.
+    Query t of sequence b attends the keys before position length - T + 1 + t. `lengths` [P, B] and
+    `steps` [P, T], which is t + 1 - T, stand on every partition.
     """
 
     def __init__(self, lengths, queries, config):
@@ -124,38 +130,55 @@ class Constants:
             on_true_tile=self.ones, on_false_value=0.0, cmp_op=nl.equal,
         )  # fmt: skip
         batches = lengths.shape[0]
-        self.queries = queries
         raw = nl.ndarray((pmax, batches), dtype=nl.int32, buffer=nl.sbuf)
         source = lengths.ap(pattern=[[0, pmax], [1, batches]])
         nisa.dma_copy(dst=raw, src=source, dge_mode=mode_of(config))
-        ends = nl.ndarray((pmax, batches, queries), dtype=nl.float32, buffer=nl.sbuf)
-        for t in range(queries):
-            nisa.tensor_scalar(
-                dst=ends[:, :, t], data=raw, op0=nl.add, operand0=float(t + 1 - queries)
-            )
-        self.ends = ends
+        self.lengths = nl.ndarray((pmax, batches), dtype=nl.float32, buffer=nl.sbuf)
+        nisa.tensor_copy(dst=self.lengths, src=raw)
+        self.steps = nl.ndarray((pmax, queries), dtype=nl.float32, buffer=nl.sbuf)
+        nisa.iota(dst=self.steps, pattern=[[1, queries]], offset=1 - queries)
 
-    def mask(self, batch, positions, window):
-        """Return 0 where query t attends the key at `positions` [rows, n], else MASKED."""
+    def mask(self, batch, queries, positions, window):
+        """Return 0 where a query attends the key at `positions` [rows, n], else MASKED.
+
+        The result is [rows, n, queries], of the queries `queries` (start, stop).
+        """
         rows, count = positions.shape
-        mask = nl.ndarray((rows, count, self.queries), dtype=nl.float32, buffer=nl.sbuf)
-        for t in range(self.queries):
-            end = self.ends[0:rows, batch, t : t + 1]
+        start, stop = queries
+        length = self.lengths[0:rows, batch : batch + 1]
+        ends = nl.ndarray((rows, stop - start), dtype=nl.float32, buffer=nl.sbuf)
+        steps = self.steps[0:rows, start:stop]
+        nisa.tensor_scalar(dst=ends, data=steps, op0=nl.add, operand0=length)
+        if stop - start > 1:
+            return self._plane(positions, ends, window)
+        mask = nl.ndarray((rows, count, 1), dtype=nl.float32, buffer=nl.sbuf)
+        nisa.tensor_scalar(
+            dst=mask[:, :, 0], data=positions, op0=nl.greater_equal, operand0=ends,
+            op1=nl.multiply, operand1=MASKED,
+        )  # fmt: skip
+        if window > 0:
+            nisa.tensor_scalar(dst=ends, data=ends, op0=nl.subtract, operand0=float(window))
+            early = nl.ndarray((rows, count), dtype=nl.float32, buffer=nl.sbuf)
             nisa.tensor_scalar(
-                dst=mask[:, :, t], data=positions, op0=nl.greater_equal, operand0=end,
+                dst=early, data=positions, op0=nl.less, operand0=ends,
                 op1=nl.multiply, operand1=MASKED,
             )  # fmt: skip
-            if window > 0:
-                start = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
-                nisa.tensor_scalar(dst=start, data=end, op0=nl.subtract, operand0=float(window))
-                early = nl.ndarray((rows, count), dtype=nl.float32, buffer=nl.sbuf)
-                nisa.tensor_scalar(
-                    dst=early, data=positions, op0=nl.less, operand0=start,
-                    op1=nl.multiply, operand1=MASKED,
-                )  # fmt: skip
-                nisa.tensor_tensor(
-                    dst=mask[:, :, t], data1=mask[:, :, t], data2=early, op=nl.minimum
-                )
+            nisa.tensor_tensor(dst=mask[:, :, 0], data1=mask[:, :, 0], data2=early, op=nl.minimum)
+        return mask
+
+    def _plane(self, positions, ends, window):
+        """Return the mask of several queries at once."""
+        (rows, count), queries = positions.shape, ends.shape[1]
+        mask = nl.ndarray((rows, count, queries), dtype=nl.float32, buffer=nl.sbuf)
+        by_key = positions.expand_dim(2).broadcast(2, queries)
+        by_query = ends.expand_dim(1).broadcast(1, count)
+        nisa.tensor_tensor(dst=mask, data1=by_key, data2=by_query, op=nl.greater_equal)
+        if window > 0:
+            nisa.tensor_scalar(dst=ends, data=ends, op0=nl.subtract, operand0=float(window))
+            early = nl.ndarray(mask.shape, dtype=nl.float32, buffer=nl.sbuf)
+            nisa.tensor_tensor(dst=early, data1=by_key, data2=by_query, op=nl.less)
+            nisa.tensor_tensor(dst=mask, data1=mask, data2=early, op=nl.maximum)
+        nisa.tensor_scalar(dst=mask, data=mask, op0=nl.multiply, operand0=MASKED)
         return mask
 
 
@@ -170,14 +193,19 @@ def positions_of(rows, each, start, tail):
     return tile
 
 
-def load_queries(q, batch, config):
-    """Start to load the rows [H * T, D] of a sequence; return tiles of at most P rows."""
-    rows, depth = q.shape[1] * q.shape[2], q.shape[3]
-    tiles = []
-    for start, stop in spans(rows, nl.tile_size.pmax):
-        tile = nl.ndarray((stop - start, depth), dtype=q.dtype, buffer=nl.sbuf)
-        pattern = [[depth, stop - start], [1, depth]]
-        source = q.ap(pattern=pattern, offset=(batch * rows + start) * depth)
+def load_queries(q, batch, queries, config):
+    """Start to load the rows of all heads and some queries of a sequence.
+
+    Returns tiles of at most P rows [h * queries + t, D], in order.
+    """
+    _, heads, total, depth = q.shape
+    (start, stop), tiles = queries, []
+    count = stop - start
+    for first, last in spans(heads, max(1, nl.tile_size.pmax // count)):
+        tile = nl.ndarray(((last - first) * count, depth), dtype=q.dtype, buffer=nl.sbuf)
+        pattern = [[total * depth, last - first], [depth, count], [1, depth]]
+        at = ((batch * heads + first) * total + start) * depth
+        source = q.ap(pattern=pattern, offset=at)
         nisa.dma_copy(dst=tile, src=source, dge_mode=mode_of(config))
         tiles.append(tile)
     return tiles
@@ -303,8 +331,8 @@ class Rows:
             outputs.append(self._all(nl.add, psum, old))
         self.outputs = outputs
 
-    def finish(self, target, offset, value_scale, config):
-        """Store outputs / total to rows `offset`.. of `target`; return (maximum, total) [1, ...].
+    def finish(self, target, place, value_scale, config):
+        """Store outputs / total at a `place` of `target`; return (maximum, total) [1, ...].
 
         The outputs of a row whose every score is masked are 0. `value_scale` [P, heads] of fp8
         values, or None.
@@ -326,10 +354,20 @@ class Rows:
             turned = nl.ndarray((self.columns, right - left), dtype=nl.float32, buffer=nl.psum)
             nisa.nc_transpose(dst=turned, data=scaled, engine=nisa.engine.tensor)
             nisa.tensor_copy(dst=result[:, left:right], src=turned)
-        pattern = [[self.depth, self.columns], [1, self.depth]]
-        view = target.ap(pattern=pattern, offset=offset * self.depth)
+        pattern, offset = place
+        pattern = [[step * self.depth, count] for step, count in pattern]
+        view = target.ap(pattern=[*pattern, [1, self.depth]], offset=offset * self.depth)
         nisa.dma_copy(dst=view, src=result, dge_mode=mode_of(config))
         return self.maximum[0:1, :], total[0:1, :]
+
+
+def place_of(shape, batch, heads, queries):
+    """Return (pattern, offset) of the rows of some heads and queries among [B, H, T]."""
+    (first, last), (start, stop) = heads, queries
+    offset = (batch * shape[1] + first) * shape[2] + start
+    if stop - start == shape[2]:
+        return [[1, (last - first) * shape[2]]], offset
+    return [[shape[2], last - first], [1, stop - start]], offset
 
 
 class Logarithms:
@@ -341,11 +379,12 @@ class Logarithms:
     def __init__(self, target, config):
         self.target, self.config = target, config
         self.room = nl.tile_size.gemm_moving_fmax
-        self.start = self.filled = 0
+        self.filled = 0
+        self.places = []
         self.maximum = self.total = None
 
-    def add(self, maximum, total):
-        """Take in the next rows, in the order of the output."""
+    def add(self, maximum, total, place):
+        """Take in the rows of a place; see `place_of`."""
         count = maximum.shape[1]
         if self.filled + count > self.room:
             self.flush()
@@ -355,6 +394,13 @@ class Logarithms:
         span = slice(self.filled, self.filled + count)
         nisa.tensor_copy(dst=self.maximum[:, span], src=maximum)
         nisa.tensor_copy(dst=self.total[:, span], src=total)
+        pattern, offset = place
+        before = self.places[-1] if self.places else None
+        joins = before is not None and len(before[0]) == 1 and len(pattern) == 1
+        if joins and before[1] + before[0][0][1] == offset:
+            self.places[-1] = ([[1, before[0][0][1] + count]], before[1])
+        else:
+            self.places.append(place)
         self.filled += count
 
     def flush(self):
@@ -372,7 +418,11 @@ class Logarithms:
         )  # fmt: skip
         for _ in range(2):
             nisa.tensor_tensor(dst=total, data1=total, data2=lowest, op=nl.add)
-        view = self.target.ap(pattern=[[self.filled, 1], [1, self.filled]], offset=self.start)
-        nisa.dma_copy(dst=view, src=total, dge_mode=mode_of(self.config))
-        self.start += self.filled
+        at = 0
+        for pattern, offset in self.places:
+            count = pattern[0][1] * (pattern[1][1] if len(pattern) > 1 else 1)
+            view = self.target.ap(pattern=[[count, 1], *pattern], offset=offset)
+            nisa.dma_copy(dst=view, src=total[:, at : at + count], dge_mode=mode_of(self.config))
+            at += count
         self.filled = 0
+        self.places = []

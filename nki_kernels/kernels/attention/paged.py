@@ -7,7 +7,13 @@ import nki.isa as nisa
 import nki.language as nl
 
 from nki_kernels.kernels.attention.decode import decode
-from nki_kernels.kernels.attention.decode_steps import fitted, mode_of, positions_of, spans
+from nki_kernels.kernels.attention.decode_steps import (
+    fitted,
+    mode_of,
+    positions_of,
+    rows_of,
+    spans,
+)
 
 
 @nki.jit
@@ -37,7 +43,7 @@ def attention_decode_paged(q, k, v, table, lengths, sinks, k_scale, v_scale, rul
     Limits: as attention_decode; a partition holds a page, or a part of one, of all heads of the
         step, in one descriptor: software makes 64 of them in about 1 us.
     """
-    config = fitted(config, k.shape[1], q.shape[1] // k.shape[1] * q.shape[2], k.shape[2])
+    config = fitted(config, k.shape[1], rows_of(q, k), k.shape[2])
     return decode(q, Paged(k, v, table, config), lengths, sinks, (k_scale, v_scale), rule, config)
 
 
