@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from nki_kernels.machine.dtypes import as_dtype
 from nki_kernels.machine.tensor import Abstract
 from nki_kernels.operators.contract import Operand
 from nki_kernels.torch_ops.row import Inputs, Row
@@ -46,6 +47,11 @@ def as_seen(row: Row, inputs: Inputs) -> list[Any]:
         value if value is None else _seen(row, operand, value)
         for operand, value in zip(row.op.inputs, inputs, strict=True)
     ]
+
+
+def kernel_dtype(row: Row, inputs: Inputs) -> str:
+    """Return the dtype that the operands without one of their own share, as a kernel sees it."""
+    return as_dtype(row.present(as_seen(row, inputs))[0][1].dtype)
 
 
 def _seen(row: Row, operand: Operand, value: Tensor) -> Any:

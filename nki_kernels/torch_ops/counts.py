@@ -6,23 +6,37 @@ these counts do.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import Counter
+from collections.abc import Iterator
+from contextvars import ContextVar
 
 #: A call with a zero-size input: nothing to compute, so no backend ran.
 EMPTY = "empty"
 #: A strided input that was copied for a kernel. Counted per input, beside the run itself.
 COPY = "copy"
 
+_off: ContextVar[bool] = ContextVar("nki_kernels_uncounted", default=False)
 _lock = threading.Lock()
 _counts: Counter[tuple[str, str]] = Counter()
 
 
 def count(op: str, what: str, times: int = 1) -> None:
     """Add `times` to the count of (op, what)."""
-    if times:
+    if times and not _off.get():
         with _lock:
             _counts[op, what] += times
+
+
+@contextlib.contextmanager
+def uncounted() -> Iterator[None]:
+    """Leave out what runs within the ``with`` block: trials that are no part of a model's work."""
+    token = _off.set(True)
+    try:
+        yield
+    finally:
+        _off.reset(token)
 
 
 def counters() -> Counter[tuple[str, str]]:

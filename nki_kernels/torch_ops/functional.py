@@ -86,7 +86,7 @@ def scaled_dot_product_attention(
     heads = _heads(query, key, enable_gqa)
     batch = _broadcast(*(x.shape[:-3] for x in (query, key, value)))
     q, k, v = (_four(x, batch) for x in (query, key, value))
-    mask, bias = _mask_and_bias(attn_mask, query, (*batch, heads, query.shape[-2], key.shape[-2]))
+    mask, bias = mask_and_bias(attn_mask, query, (*batch, heads, query.shape[-2], key.shape[-2]))
     out, _ = ops.attention(q, k, v, None, mask, bias, causal=is_causal, scale=scale)
     if query.dim() > 3:
         return out.reshape(*batch, heads, *out.shape[-2:])
@@ -118,7 +118,7 @@ def _four(x: Tensor, batch: torch.Size) -> Tensor:
     return whole.reshape(math.prod(batch), *x.shape[-3:])
 
 
-def _mask_and_bias(
+def mask_and_bias(
     mask: Tensor | None, query: Tensor, shape: tuple[int, ...]
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return a mask broadcast to the last four axes of `shape`, and a bias without infinities."""

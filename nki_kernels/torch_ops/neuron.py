@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from nki_kernels import toolchain
-from nki_kernels.machine.dtypes import as_dtype
 from nki_kernels.operators.contract import shapes_of
-from nki_kernels.torch_ops.arrays import as_seen
+from nki_kernels.torch_ops.arrays import kernel_dtype
 from nki_kernels.torch_ops.backends import NEURON_DEVICE
 from nki_kernels.torch_ops.row import Inputs, Options, Row, Tensors
 from nki_kernels.torch_ops.target import current_core
@@ -75,7 +74,7 @@ def run(row: Row, inputs: Inputs, options: Options) -> Tensors:
     """Call the kernel on device tensors: TorchNeuron runs a `@nki.jit` kernel called with them."""
     op = row.op
     axes = op.axes(*shapes_of(inputs), options=options)
-    dtype = as_dtype(row.present(as_seen(row, inputs))[0][1].dtype)
+    dtype = kernel_dtype(row, inputs)
     config = op.configure(axes, dtype, current_core())
     given = tuple(x.view(torch.uint8) if _is_mask(x) else x for x in inputs)
     result = op.kernel(*op.arguments(given, options, config))
