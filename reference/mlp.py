@@ -148,10 +148,12 @@ def slope(z: npt.NDArray[np.float64], activation: str) -> npt.NDArray[np.float64
     if activation == "gelu":
         normal: npt.NDArray[np.float64] = np.vectorize(math.erf, otypes=[float])(z / math.sqrt(2))
         density: npt.NDArray[np.float64] = np.exp(-z * z / 2) / math.sqrt(2 * math.pi)
-        return (1 + normal) / 2 + z * density
+        curve: npt.NDArray[np.float64] = (1 + normal) / 2 + z * density
+        return curve
     t = np.tanh(_ROOT * (z + _CUBE * z**3))
-    result: npt.NDArray[np.float64] = (1 + t) / 2
-    return result + z / 2 * (1 - t * t) * _ROOT * (1 + 3 * _CUBE * z * z)
+    bent: npt.NDArray[np.float64] = (1 - t * t) * _ROOT * (1 + 3 * _CUBE * z * z)
+    result: npt.NDArray[np.float64] = (1 + t + z * bent) / 2
+    return result
 
 
 def _slope_error(

@@ -35,6 +35,10 @@ _MAX_PREFETCH = 8
 #: Slices run tile by tile at the end of a wave: an eviction takes 0.6 us, 3 slices.
 _TAIL = 4
 
+#: Matmuls of one pass of the device loop: with loads and evictions a program of two passes and a
+#: rest stays near 100,000 instructions.
+_PASS_MATMULS = 45_000
+
 #: PSUM banks PE transposes need.
 _TRANSPOSE_BANKS = 2
 
@@ -92,6 +96,7 @@ def _configure(axes: Axes, dtype: str, spec: CoreSpec) -> GatedMlpConfig:
     room = int(spec.sbuf_usable_bytes * (_STREAM_SHARE if flip else _FLIGHT_SHARE)) // slice_bytes
     return GatedMlpConfig(
         tokens=tokens,
+        blocks=_blocks(axes, tokens, spec),
         flip=flip,
         wave_up=wave_up,
         wave_down=wave_down,
@@ -101,6 +106,14 @@ def _configure(axes: Axes, dtype: str, spec: CoreSpec) -> GatedMlpConfig:
         hwdge=spec.generation >= 3,
         evict_scalar=spec.generation >= 3,
     )
+
+
+def _blocks(axes: Axes, tokens: int, spec: CoreSpec) -> int:
+    """Return the blocks of a pass of the device loop, from the matmuls of one block."""
+    h, i = (math.ceil(axes[letter] / spec.partitions) for letter in "HI")
+    rows = math.ceil(tokens / spec.stationary_fmax)
+    matmuls = 2 * h * i + rows * i * math.ceil(axes["H"] / spec.moving_fmax)
+    return max(1, _PASS_MATMULS // matmuls)
 
 
 def _even(tiles: int, most: int) -> int:
@@ -119,7 +132,7 @@ def _block(tokens: int, most: int, tile: int) -> int:
 def _config_problems(config: Any, dtype: str, spec: CoreSpec) -> tuple[str, ...]:
     if not isinstance(config, GatedMlpConfig):
         return (f"config is {config!r}; a GatedMlpConfig is needed; pass one, or None",)
-    least = {"tokens": 1, "wave_up": 1, "wave_down": 1, "prefetch": 1, "tail": 0}
+    least = {"tokens": 1, "blocks": 1, "wave_up": 1, "wave_down": 1, "prefetch": 1, "tail": 0}
     reasons = [
         f"config.{name} is {getattr(config, name)!r}; it must be an int of at least {bound}"
         for name, bound in least.items()

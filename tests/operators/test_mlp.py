@@ -107,10 +107,10 @@ def test_the_hidden_features_are_rounded_once():
 
 
 CONFIGS = [
-    GatedMlpConfig(tokens, flip, wave_up, wave_down, prefetch, tail, "pe", True, scalar)
+    GatedMlpConfig(tokens, blocks, flip, wave_up, wave_down, prefetch, tail, "pe", True, scalar)
     for tokens, flip in ((3, True), (8, True), (5, False), (16, False))
-    for wave_up, wave_down, prefetch, tail, scalar in (
-        (1, 1, 1, 0, True), (2, 1, 3, 1, False), (1, 1, 2, 99, True),
+    for blocks, wave_up, wave_down, prefetch, tail, scalar in (
+        (1, 1, 1, 1, 0, True), (2, 2, 1, 3, 1, False), (99, 1, 1, 2, 99, True),
     )
 ]  # fmt: skip
 
@@ -160,13 +160,14 @@ def test_the_largest_layers_fit(tokens, h, i, dtype):
     assert op.launch(inputs, {}, config=config, target="trn2").time().total_ns > 0
 
 
-GOOD = GatedMlpConfig(8, True, 1, 1, 1, 1, "dma", False, False)
+GOOD = GatedMlpConfig(8, 9, True, 1, 1, 1, 1, "dma", False, False)
 
 
 @pytest.mark.parametrize(
     ("changes", "dtype", "target", "text"),
     [
         ({"tokens": 0}, "bfloat16", "trn2", "config.tokens is 0; it must be an int of at least 1"),
+        ({"blocks": 0}, "bfloat16", "trn2", "config.blocks is 0; it must be an int of at least 1"),
         ({"tail": -1}, "bfloat16", "trn2", "config.tail is -1; it must be an int of at least 0"),
         ({"tokens": 200}, "bfloat16", "trn2", "a stationary operand has at most 128 columns"),
         ({"tokens": 600, "flip": False}, "bfloat16", "trn2", "a moving operand has at most 512"),
@@ -261,6 +262,8 @@ def test_work_instructions_and_bytes_are_exactly_the_formula(op, config, transpo
                 want["dma_copy"] += loads
             want["dma_copy"] += turned
             want["nc_transpose"] += turned
+    if t > 2 * config.blocks * config.tokens:
+        want["loop_iteration"] = t // (config.blocks * config.tokens)
     got = Counter(e.opcode for e in trace)
     if transpose == "pe":  # evictions of transposes go bank by bank
         assert got["tensor_copy"] >= want.pop("tensor_copy")
@@ -272,6 +275,19 @@ def test_work_instructions_and_bytes_are_exactly_the_formula(op, config, transpo
     read = 2 * (t * h + len(blocks) * 3 * h * i)
     assert sum(work.hbm_read_bytes for work in moved) == read
     assert sum(work.hbm_write_bytes for work in moved) == 2 * t * h
+
+
+@parametrize_op
+@pytest.mark.parametrize("tokens", [16, 17, 20, 23])
+def test_a_device_loop_of_passes_and_its_rest_match_the_reference(op, tokens):
+    config = GatedMlpConfig(4, 2, True, 1, 1, 2, 1, "pe", True, True)
+    inputs = operands(op, tokens, 19, 43, "bfloat16")
+    launch = op.launch(inputs, {}, config=config, target="toy")
+    compare(launch.result, op, inputs, "toy", tokens)
+    # Two passes are written out, what is longer is a loop; the rest stands behind it.
+    looped = [event for event in launch.trace if len(event.loop) > 0]
+    assert bool(looped) == (tokens > 16)
+    assert len(looped) < len(launch.trace) if tokens % 8 else True
 
 
 @pytest.mark.parametrize("sizes", [(3, 37, 43), (21, 37, 43)])

@@ -33,6 +33,8 @@ class GatedMlpConfig(nl.NKIObject):
     Attributes:
         tokens: tokens of a block, at most the columns of a moving operand; with `flip` at most
             those of a stationary one.
+        blocks: blocks of a pass of the device loop that walks over more than two passes of tokens,
+            so that the program stays below 100,000 instructions.
         flip: x is stationary, and the hidden features are transposed by PE.
         wave_up: feature tiles of a wave of x·gate and x·up: of 512 with `flip`, of 128 without.
         wave_down: column tiles of a wave of the last product.
@@ -44,6 +46,7 @@ class GatedMlpConfig(nl.NKIObject):
     """
 
     tokens: int
+    blocks: int
     flip: bool
     wave_up: int
     wave_down: int
@@ -78,7 +81,29 @@ def gated_mlp(x, gate, up, down, transposed, activation, out_dtype, config):
     """
     y = nl.ndarray(x.shape, dtype=out_dtype, buffer=nl.shared_hbm)
     weights = {"gate": gate, "up": up, "down": down}
-    inner = gate.shape[0] if transposed else gate.shape[1]
+    each = config.blocks * config.tokens
+    passes = x.shape[0] // each
+    start = 0
+    # Up to two passes are written out: a loop empties the engines at the end of each, 15 us.
+    if x.shape[0] > 2 * each:
+        start = passes * each
+        many, results = [whole[0:start, :].reshape_dim(0, (passes, each)) for whole in (x, y)]
+
+        def body(index):
+            rows = (results.select(0, index), many.select(0, index))
+            _blocks(*rows, weights, transposed, activation, config)
+
+        nl.fori_loop(0, passes, body)
+    if start < x.shape[0]:
+        rest = (y[start : y.shape[0], :], x[start : x.shape[0], :])
+        _blocks(*rest, weights, transposed, activation, config)
+    return y
+
+
+def _blocks(y, x, weights, transposed, activation, config):
+    """Compute y [tokens, H] block by block."""
+    inner = weights["gate"].shape[0 if transposed else 1]
+    out_dtype = y.dtype
     steps = _steps(x.shape[0], x.shape[1], inner, config)
     loaded = []
     held = {}
@@ -116,7 +141,6 @@ def gated_mlp(x, gate, up, down, transposed, activation, out_dtype, config):
                     features = []
                 features += _combine(accumulators, pending, started, active, x.dtype)
         loaded[at] = None
-    return y
 
 
 def _steps(tokens, width, inner, config):
