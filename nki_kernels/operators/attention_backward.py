@@ -24,19 +24,21 @@ __all__ = [
 ]
 
 #: The share of SBUF that tiles can take: those of different sizes leave gaps.
-_PACKED = 0.85
+_PACKED = 0.93
 
 #: Tiles of queries per load: each costs its queue 0.6 us, and the first scores wait for it.
 _CHUNK = 4
 
 #: Steps between loads and scores, statistics and scores, scores and the products with dO, Q and K.
-#: A step takes PE 1.1 us; the transposes of dS by DMA come 2 us after Vector's 0.7. In float32 a
-#: step takes four times as long, and its tiles twice the room.
-_AHEAD, _READY = 10, 2
-_DV_LAG, _DK_LAG, _DQ_LAG = 2, 3, {2: 6, 4: 3}
+#: A step takes PE 1.1 us; the transposes of dS by DMA come 2 us after Vector's 0.7, later where
+#: loads are under way (causal 8192: 651 us with a lag of 6, 636 with 8). In float32 a step takes
+#: four times as long, and its tiles twice the room.
+_NEAR, _AHEAD, _READY = 8, (24, 16, 12, 8, 6, 4, 2, 1), 2
+_DV_LAG, _DK_LAG, _DQ_LAG = 2, 3, {2: 8, 4: 3}
 
-#: Of what the steps in flight leave, the share for loads ahead.
-_AHEAD_SHARE = 0.4
+#: Up to so many blocks of keys PE transposes dS: loads and stores alone keep the DMA engines busy
+#: (32 heads of 512: 306 us with DMA transposes, 235 with PE's; of 1024 equal; of 2048 8 % slower).
+_PE_BLOCKS = 2
 
 
 def _flops(causal: bool, axes: Axes) -> int:
@@ -51,39 +53,37 @@ def _chain(axes: Axes, spec: CoreSpec) -> int:
     return 1
 
 
-def _bytes(axes: Axes, itemsize: int, spec: CoreSpec) -> tuple[int, int, int]:
-    """Return what a tile of queries, a block of keys and a step take of a partition."""
-    p, keys = spec.partitions, spec.moving_fmax
-    slices = math.ceil(axes["D"] / p) + math.ceil(axes["E"] / p)
-    # q, do and out, the first two also transposed, and dq in float32.
-    tile = (slices * p + axes["D"] + 2 * axes["E"]) * itemsize + 4 * axes["D"]
-    block = slices * keys * itemsize + math.ceil(keys / p) * axes["D"] * itemsize
-    return tile, block, 3 * keys * itemsize
-
-
 def _configure(axes: Axes, dtype: str, spec: CoreSpec) -> AttentionBackwardConfig:
-    itemsize = as_dtype(dtype).itemsize
-    tile, block, step = _bytes(axes, itemsize, spec)
-    lag, keys = _DQ_LAG[itemsize], spec.moving_fmax
+    itemsize, p, keys = as_dtype(dtype).itemsize, spec.partitions, spec.moving_fmax
+    d, e, lag = axes["D"], axes["E"], _DQ_LAG[itemsize]
+    slices = math.ceil(d / p) + math.ceil(e / p)
+    # Bytes of a partition: q and do, as they are and transposed, and dq; k, and k and v transposed.
+    tile = (slices * p + d + e) * itemsize + 4 * d
+    block = (slices * keys + keys // p * d) * itemsize
     room = int(spec.sbuf_usable_bytes * _PACKED)
-    # Steps in flight, those of mask, bias and softcap in float32, and what is stored of a block.
-    room -= (lag + 2) * (block + step) + 5 * keys * 4
-    room -= 2 * math.ceil(keys / spec.partitions) * max(axes["D"], axes["E"]) * 4
-    # At worst each step ahead needs another tile and another block.
-    ahead = max(1, min(_AHEAD, int(room * _AHEAD_SHARE) // (tile + block)))
-    count = max(1, (room - ahead * (tile + block)) // tile)
-    chunk = max(1, min(_CHUNK, count // 4))
+    # p, ds and its transpose of the steps in flight; one of mask, bias and softcap in float32; out
+    # times do of two chunks, and what is stored of a block.
+    room -= (lag + 2) * 3 * keys * itemsize + 5 * keys * 4
+    room -= 2 * _CHUNK * e * (itemsize + 4) + 2 * keys // p * max(d, e) * 4
+    # A block is for as many steps as it has tiles of keys, or there are tiles of queries.
+    steps = min(keys // p, math.ceil(axes["M"] / p))
+    for ahead in _AHEAD:
+        tiles = (room - (1 + math.ceil((ahead + lag) / steps)) * block) // tile
+        if tiles >= ahead + lag:
+            break
+    chunk = max(1, min(_CHUNK, tiles // 8))
     return AttentionBackwardConfig(
         keys=keys,
-        segment=max(1, count - chunk),
+        segment=max(1, tiles - 2 * chunk),
         chunk=chunk,
+        near=min(_NEAR, ahead),
         ahead=ahead,
         ready=min(_READY, ahead),
         dv_lag=_DV_LAG,
         dk_lag=_DK_LAG,
         dq_lag=lag,
-        dma_transposes=True,
-        fill=axes["D"] % spec.partitions != 0 or axes["E"] % spec.partitions != 0,
+        dma_transposes=itemsize > 2 or axes["N"] > _PE_BLOCKS * keys,
+        fill=d % p != 0 or e % p != 0,
         hwdge=spec.generation >= 3,
     )
 
@@ -122,6 +122,7 @@ _LEAST = {
     "keys": 1,
     "segment": 1,
     "chunk": 1,
+    "near": 0,
     "ahead": 0,
     "ready": 0,
     "dv_lag": 0,
@@ -143,10 +144,15 @@ def _config_problems(config: Any, dtype: str, spec: CoreSpec) -> tuple[str, ...]
             f"config.keys is {config.keys}; {spec.name} takes multiples of {spec.partitions} up to "
             f"{spec.moving_fmax}"
         )
-    if not reasons and config.ready > config.ahead:
+    if not reasons and not config.ready <= config.near <= config.ahead:
         reasons.append(
-            f"config.ready is {config.ready} and config.ahead {config.ahead}; statistics are made "
-            "of what is loaded: ready must not be larger"
+            f"config.ready is {config.ready}, config.near {config.near}, config.ahead "
+            f"{config.ahead}; statistics are made of what is loaded: none may exceed the next"
+        )
+    if not reasons and not config.dma_transposes and config.dk_lag > config.dq_lag:
+        reasons.append(
+            f"config.dk_lag is {config.dk_lag} and config.dq_lag {config.dq_lag}; without "
+            "dma_transposes PE turns dS with the product for dK: dq_lag must not be smaller"
         )
     if config.hwdge and spec.generation < 3:
         reasons.append(

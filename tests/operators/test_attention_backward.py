@@ -272,9 +272,11 @@ def configs():
     )
     for changes in (
         {}, {"keys": 8}, {"segment": 1}, {"segment": 3}, {"segment": 2, "keys": 8}, {"chunk": 1},
-        {"ahead": 0, "ready": 0}, {"ahead": 3, "ready": 1}, {"dv_lag": 0, "dk_lag": 0, "dq_lag": 0},
-        {"dv_lag": 3, "dk_lag": 1, "dq_lag": 2}, {"dma_transposes": False}, {"fill": False},
-        {"hwdge": False},
+        {"ahead": 0, "near": 0, "ready": 0}, {"ahead": 7, "near": 2, "ready": 1},
+        {"dv_lag": 0, "dk_lag": 0, "dq_lag": 0}, {"dv_lag": 3, "dk_lag": 1, "dq_lag": 2},
+        {"dma_transposes": False, "dk_lag": 0, "dq_lag": 0}, {"dma_transposes": True},
+        {"dma_transposes": False, "dq_lag": 4}, {"dma_transposes": False, "keys": 8},
+        {"fill": False}, {"hwdge": False},
     ):  # fmt: skip
         yield dataclasses.replace(base, **changes)
 
@@ -360,7 +362,13 @@ def test_a_mask_of_other_sizes_says_why():
         ({"segment": 1.0}, "trn2", "config.segment is 1.0; it must be an int of at least 1"),
         ({"dq_lag": -1}, "trn2", "config.dq_lag is -1; it must be an int of at least 0"),
         ({"keys": 640}, "trn2", "config.keys is 640; trn2 takes multiples of 128 up to 512"),
-        ({"ready": 3, "ahead": 2}, "toy", "config.ready is 3 and config.ahead 2; statistics are"),
+        (
+            {"ready": 3, "near": 2, "ahead": 2},
+            "toy",
+            "config.ready is 3, config.near 2, config.ahead",
+        ),
+        ({"near": 9, "ahead": 8}, "trn2", "near 9, config.ahead 8; statistics are made of what is"),
+        ({"dk_lag": 9, "dq_lag": 8, "dma_transposes": False}, "trn2", "config.dk_lag is 9 and"),
         ({"hwdge": True}, "trn1", "config.hwdge needs gen3; trn1 is gen2"),
     ],
 )

@@ -21,9 +21,11 @@ class AttentionBackwardConfig(nl.NKIObject):
         keys: keys of a block, whole tiles.
         segment: tiles of queries that stay in SBUF for all blocks of keys.
         chunk: tiles of queries per load.
-        ahead: steps between the loads for a step and its scores.
+        near, ahead: steps between the loads for a step and its scores: at least, and as far as one
+            load per step reaches.
         ready: steps between a step's row statistics and its scores.
-        dv_lag, dk_lag, dq_lag: steps between a step's scores and its products with dO, Q and K.
+        dv_lag, dk_lag, dq_lag: steps as wide as a block between a step's scores and its products
+            with dO, Q and K; narrow ones, on a diagonal, count by their width.
         dma_transposes: the DMA engines transpose dS, not PE.
         fill: pad the contraction of the scores to all rows of the array.
         hwdge: copy through the hardware descriptor engine (gen3 and later).
@@ -32,6 +34,7 @@ class AttentionBackwardConfig(nl.NKIObject):
     keys: int
     segment: int
     chunk: int
+    near: int
     ahead: int
     ready: int
     dv_lag: int
@@ -73,19 +76,31 @@ def attention_backward(do, q, k, v, out, lse, sinks, mask, bias, rule, out_dtype
     loads = BackwardLoads((do, q, k, v, out, lse), steps, config)
     scores = Scores((q, sinks, mask, bias), rule, out_dtype, config)
     sums = BackwardSums(q, k, v, rule, out_dtype, config)
-    for at in range(len(steps) + max(config.dv_lag, config.dk_lag, config.dq_lag)):
-        if at < len(steps):
-            loads.run_to(at + config.ahead)
-            loads.prepare(at + config.ready)
-            scores.weigh(steps[at])
-            if steps[at]["closes segment"]:
-                scores.close(steps[at]["tile"]["segment"])
-        if 0 <= at - config.dv_lag < len(steps):
-            sums.add_dv(steps[at - config.dv_lag])
-        if 0 <= at - config.dk_lag < len(steps):
-            sums.add_dk(steps[at - config.dk_lag])
-        if 0 <= at - config.dq_lag < len(steps):
-            sums.add_dq(steps[at - config.dq_lag])
+    # The DMA engines wait for ds by themselves; PE must have other work until it is there.
+    stages = (
+        (scores.turn, 0 if config.dma_transposes else config.dk_lag),
+        (sums.add_dv, config.dv_lag),
+        (sums.add_dk, config.dk_lag),
+        (sums.add_dq, config.dq_lag),
+    )
+    done = [0, 0, 0, 0]
+    # Columns of scores up to each step, and up to the one in turn.
+    ends, behind = [], 0
+    for at in range(len(steps)):
+        loads.run_to(at + config.near, at + config.ahead)
+        loads.prepare(at + config.ready)
+        scores.weigh(steps[at])
+        sums.flush()
+        if steps[at]["closes segment"]:
+            scores.close(steps[at]["tile"]["segment"])
+        behind += steps[at]["columns"][1] - steps[at]["columns"][0]
+        ends.append(behind)
+        for number in range(len(stages)):
+            add, lag = stages[number]
+            last = at == len(steps) - 1
+            while done[number] <= at and (last or behind - ends[done[number]] >= lag * config.keys):
+                add(steps[done[number]])
+                done[number] += 1
     sums.close()
     results = [sums.dq, sums.dk, sums.dv]
     if sinks is not None:

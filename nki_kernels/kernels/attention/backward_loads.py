@@ -22,27 +22,51 @@ class BackwardLoads:
     def __init__(self, arrays, steps, config):
         self.do, self.q, self.k, self.v, self.out, self.lse = arrays
         self.steps, self.config = steps, config
-        self.issued, self.prepared = 0, 0
+        self.issued, self.multiplied, self.prepared = 0, 0, 0
 
-    def run_to(self, last):
-        """Issue the loads of all steps up to number `last`."""
-        while self.issued < len(self.steps) and self.issued <= last:
-            step = self.steps[self.issued]
-            block, tile = step["block"], step["tile"]
-            if block["tiles"] is None:
-                self._keys(block)
-            if "chunk" not in tile:
-                self._queries(tile)
+    def run_to(self, near, far):
+        """Issue the loads of all steps up to `near`, and one more if a step up to `far` has any.
+
+        The first block of a segment needs a tile per step, which with the transposes of dS is more
+        than the DMA engines move in that time; the blocks before it leave room.
+        """
+        more = False
+        while self.issued < len(self.steps) and self.issued <= far:
+            if self._due(self.steps[self.issued]):
+                if self.issued > near:
+                    if more:
+                        return
+                    more = True
+                self._load(self.steps[self.issued])
             self.issued += 1
 
+    def _due(self, step):
+        return step["block"]["tiles"] is None or "chunk" not in step["tile"]
+
+    def _load(self, step):
+        if step["block"]["tiles"] is None:
+            self._keys(step["block"])
+        if "chunk" not in step["tile"]:
+            self._queries(step["tile"])
+
     def prepare(self, last):
-        """Make the statistics of all steps up to number `last`."""
+        """Make the statistics of all steps up to number `last`.
+
+        GpSimd multiplies before Vector adds up, by two steps: Vector takes its work in order.
+        """
+        while self.multiplied < len(self.steps) and self.multiplied <= last + 2:
+            tile = self.steps[self.multiplied]["tile"]
+            if self.multiplied < self.issued and tile["chunk"]["out"] is not None:
+                self._multiply(tile["chunk"])
+            self.multiplied += 1
         while self.prepared < len(self.steps) and self.prepared <= last:
             tile = self.steps[self.prepared]["tile"]
             segment, chunk = tile["segment"], tile["chunk"]
             if "bias" not in segment:
                 self._shifts(segment)
             if chunk["out"] is not None:
+                self._multiply(chunk)
+            if chunk["terms"] is not None:
                 self._deltas(segment, chunk)
             self.prepared += 1
 
@@ -71,10 +95,14 @@ class BackwardLoads:
         span = (some[0]["rows"][0], some[-1]["rows"][1])
         chunk = {
             "tiles": some,
+            "rows": span[1] - span[0],
+            "open": len(some),
+            "dq": None,
             "q_t": flipped_load(self.q[b, head], span, config),
             "do_t": flipped_load(self.do[b, head], span, config),
             "out": plain_load(self.out[b, head], span, config),
             "do": plain_load(self.do[b, head], span, config),
+            "terms": None,
             "q": plain_load(self.q[b, head], span, config),
         }
         for other in some:
@@ -137,17 +165,15 @@ class BackwardLoads:
             nisa.tensor_tensor(dst=bias, data1=bias, data2=away, op=nl.add)
             at += size
 
-    def _deltas(self, segment, chunk):
-        """delta[query] = sum_e do * out for the tiles of a chunk."""
-        at, sub = chunk["tiles"][0]["at"], nl.tile_size.gemm_stationary_fmax
-        rows = chunk["tiles"][-1]["rows"][1] - chunk["tiles"][0]["rows"][0]
+    def _multiply(self, chunk):
+        """Multiply do and out of a chunk; a part of whole tiles, and a short tile."""
+        sub = nl.tile_size.gemm_stationary_fmax
+        rows = chunk["rows"]
         whole = rows // sub
-        parts = []
-        if whole:
-            parts.append((sub, 0, whole))
-        if rows % sub:
-            parts.append((rows % sub, whole, whole + 1))
-        for count, first, last in parts:
+        chunk["terms"] = []
+        for count, first, last in ((sub, 0, whole), (rows % sub, whole, whole + 1)):
+            if count == 0 or first == last:
+                continue
             terms = nl.ndarray(
                 (count, last - first, self.out.shape[3]), dtype=nl.float32, buffer=nl.sbuf
             )
@@ -158,9 +184,17 @@ class BackwardLoads:
                 op=nl.multiply,
                 engine=nisa.engine.gpsimd,
             )
-            delta = segment["delta"][:count, at + first : at + last]
-            nisa.tensor_reduce(dst=delta, op=nl.add, data=terms, axis=2)
+            chunk["terms"].append((terms, first))
         chunk["out"] = None
+
+    def _deltas(self, segment, chunk):
+        """delta[query] = sum_e do * out for the tiles of a chunk."""
+        at = chunk["tiles"][0]["at"]
+        for terms, first in chunk["terms"]:
+            count, tiles, _ = terms.shape
+            delta = segment["delta"][:count, at + first : at + first + tiles]
+            nisa.tensor_reduce(dst=delta, op=nl.add, data=terms, axis=2)
+        chunk["terms"] = None
 
 
 def _alike(tiles, at, sub):
@@ -221,16 +255,16 @@ def plain_load(source, span, config):
     return tile
 
 
-def flip(dst, source, config):
+def flip(dst, source, config, engine):
     """dst[c, t, r] = source[r, t * pmax + c], both in SBUF; the last t may be short.
 
-    The DMA engines transpose beside all other work; PE takes 57 ns a square and Scalar its
-    eviction.
+    The DMA engines transpose beside all other work; PE takes 57 ns a square, and `engine` empties
+    its banks.
     """
     pmax, (rows, count) = nl.tile_size.pmax, source.shape
     whole = count // pmax
     if not config.dma_transposes:
-        _flip_on_pe(dst, source)
+        _flip_on_pe(dst, source, engine)
         return
     if whole:
         squares = source[:, : whole * pmax].reshape((rows, whole, pmax))
@@ -240,26 +274,31 @@ def flip(dst, source, config):
         nisa.dma_transpose(dst=dst[:rest, whole, :], src=source[:, whole * pmax :])
 
 
-def _flip_on_pe(dst, source):
-    rows, pmax = source.shape[0], nl.tile_size.pmax
+def _flip_on_pe(dst, source, engine):
+    (rows, count), pmax = source.shape, nl.tile_size.pmax
     # gen2 transposes through a matmul, whose result is float32.
     gen2 = nisa.get_nc_version() == nisa.nc_version.gen2
     dtype = nl.float32 if gen2 else source.dtype
-    room = nl.tile_size.gemm_moving_fmax // pmax
-    for first, last in spans(-(-source.shape[1] // pmax), room):
-        psum = nl.ndarray((pmax, last - first, rows), dtype=dtype, buffer=nl.psum)
-        for number in range(first, last):
-            left, right = number * pmax, min((number + 1) * pmax, source.shape[1])
+    for left, right in spans(count, nl.tile_size.gemm_moving_fmax):
+        squares = spans(right - left, pmax)
+        psum = nl.ndarray((pmax, len(squares), rows), dtype=dtype, buffer=nl.psum)
+        for number, (start, stop) in enumerate(squares):
             nisa.nc_transpose(
-                dst=psum[: right - left, number - first, :],
-                data=source[:, left:right],
+                dst=psum[: stop - start, number, :],
+                data=source[:, left + start : left + stop],
                 engine=nisa.engine.tensor,
             )
-        whole = min(last, source.shape[1] // pmax)
-        if first < whole:
-            part = psum[:, : whole - first, :]
-            nisa.activation(dst=dst[:, first:whole, :], op=nl.copy, data=part)
-        if whole < last:
-            rest = source.shape[1] - whole * pmax
-            part = psum[:rest, whole - first, :]
-            nisa.activation(dst=dst[:rest, whole, :], op=nl.copy, data=part)
+        first, whole = left // pmax, (right - left) // pmax
+        if whole:
+            _empty(dst[:, first : first + whole, :], psum[:, :whole, :], engine)
+        if whole < len(squares):
+            rest = right - left - whole * pmax
+            _empty(dst[:rest, first + whole, :], psum[:rest, whole, :], engine)
+
+
+def _empty(dst, psum, engine):
+    if engine == nisa.engine.scalar:
+        # tensor_copy runs on Scalar from gen3 only.
+        nisa.activation(dst=dst, op=nl.copy, data=psum)
+    else:
+        nisa.tensor_copy(dst=dst, src=psum)

@@ -33,7 +33,7 @@ class Scores:
             self._start_dbias()
 
     def weigh(self, step):
-        """Add p, ds and ds transposed to a step."""
+        """Add p and ds to a step."""
         tile, chunk = step["tile"], step["tile"]["chunk"]
         first, last = tile["start"], tile["start"] + tile["rows"][1] - tile["rows"][0]
         left, right = step["columns"]
@@ -56,11 +56,14 @@ class Scores:
         )
         if not plain:
             ds = self._finish(step, ds, capped)
-        pmax = nl.tile_size.pmax
-        turned = (min(pmax, shape[1]), -(-shape[1] // pmax), shape[0])
-        ds_t = nl.ndarray(turned, dtype=self.dtype, buffer=nl.sbuf)
-        flip(ds_t, ds, self.config)
-        step["p"], step["ds"], step["ds_t"] = p, ds, ds_t
+        step["p"], step["ds"] = p, ds
+
+    def turn(self, step):
+        """Add ds transposed to a step, [key in tile, tile, query]."""
+        pmax, (rows, width) = nl.tile_size.pmax, step["ds"].shape
+        shape = (min(pmax, width), -(-width // pmax), rows)
+        step["ds_t"] = nl.ndarray(shape, dtype=self.dtype, buffer=nl.sbuf)
+        flip(step["ds_t"], step["ds"], self.config, nisa.engine.scalar)
 
     def _probabilities(self, step, s, shift):
         """Return exp(scores - lse), 0 where nothing is attended, and tanh of the scores or None."""

@@ -25,6 +25,8 @@ class BackwardSums:
         self.dk = nl.ndarray(k.shape, dtype=out_dtype, buffer=nl.shared_hbm)
         self.dv = nl.ndarray(v.shape, dtype=out_dtype, buffer=nl.shared_hbm)
         self.partial = {}
+        self.unstored = []
+        self.sub = nl.tile_size.gemm_stationary_fmax
 
     def add_dv(self, step):
         """Add a step's share of dV."""
@@ -34,7 +36,6 @@ class BackwardSums:
     def add_dk(self, step):
         """Add a step's share of dK."""
         self._add(step, step["tile"]["chunk"]["q"], step["ds"], "dk", self.dk, self.rule.scale)
-        step["ds"] = None
 
     def _add(self, step, rows, weights, name, target, scale):
         """block[name][d, key] += sum over the tile's rows of rows[row, d] * weights[row, key]."""
@@ -45,7 +46,7 @@ class BackwardSums:
         size = tile["rows"][1] - tile["rows"][0]
         some = rows[:size, tile["start"] // nl.tile_size.pmax, :]
         left, right = step["columns"]
-        for number, (start, stop) in enumerate(spans(depth, nl.tile_size.gemm_stationary_fmax)):
+        for number, (start, stop) in enumerate(spans(depth, self.sub)):
             nisa.nc_matmul(
                 dst=block[name][number][:, left - first : right - first],
                 stationary=some[:, start:stop],
@@ -59,7 +60,7 @@ class BackwardSums:
         """Take banks for a block's sum; fetch the sum of earlier segments."""
         width = block["columns"][1] - block["columns"][0]
         block[name], block[name + " before"] = [], []
-        for start, stop in spans(target.shape[3], nl.tile_size.gemm_stationary_fmax):
+        for start, stop in spans(target.shape[3], self.sub):
             sums = nl.ndarray((stop - start, width), dtype=nl.float32, buffer=nl.psum)
             block[name].append(sums)
             if not block["begins"]:
@@ -80,29 +81,35 @@ class BackwardSums:
         return self.partial[name][b, g, start:stop, left:right]
 
     def _close(self, block, name, target, scale):
-        """Store a block's sum, turned, if this is its last segment; else keep it."""
-        (b, g), depth, pmax = block["segment"]["kv"], target.shape[3], nl.tile_size.pmax
-        width = block["columns"][1] - block["columns"][0]
-        result = None
-        if block["ends"]:
-            shape = (min(pmax, width), -(-width // pmax), depth)
-            result = nl.ndarray(shape, dtype=target.dtype, buffer=nl.sbuf)
+        """Empty the banks of a block's sum; turn and store it if this is its last segment."""
+        totals = []
         dtype = target.dtype if block["ends"] else nl.float32
-        for number, (start, stop) in enumerate(spans(depth, nl.tile_size.gemm_stationary_fmax)):
+        for number, (start, stop) in enumerate(spans(target.shape[3], self.sub)):
             sums = block[name][number]
             total = nl.ndarray(sums.shape, dtype=dtype, buffer=nl.sbuf)
             if block["begins"]:
                 nisa.activation(dst=total, op=nl.copy, data=sums, scale=scale)
             else:
                 _scale_and_add(total, sums, scale, block[name + " before"][number])
-            if block["ends"]:
-                flip(result[:, :, start:stop], total, self.config)
-            else:
+            if not block["ends"]:
                 copy(self._kept(block, name, target, start, stop), total, self.config)
+            totals.append(total)
         block[name] = None
         if block["ends"]:
+            self.unstored.append((block, target, totals))
+
+    def flush(self):
+        """Turn and store the blocks that were complete a step ago: PE would wait for them."""
+        for block, target, totals in self.unstored:
+            (b, g), depth, pmax = block["segment"]["kv"], target.shape[3], nl.tile_size.pmax
+            width = block["columns"][1] - block["columns"][0]
+            shape = (min(pmax, width), -(-width // pmax), depth)
+            result = nl.ndarray(shape, dtype=target.dtype, buffer=nl.sbuf)
+            for number, (start, stop) in enumerate(spans(depth, self.sub)):
+                flip(result[:, :, start:stop], totals[number], self.config, nisa.engine.vector)
             first = block["keys"][0] + block["columns"][0]
             self._store(target[b, g, first : first + width, :], result)
+        self.unstored = []
 
     def _store(self, target, tile):
         """Store [key in tile, tile, depth] as rows [key, depth]."""
@@ -127,20 +134,39 @@ class BackwardSums:
                 moving=block["tiles"]["k"][: last - first, left // pmax + number, :],
                 accumulate=number > 0,
             )
-        step["ds_t"] = None
-        dtype = self.dq.dtype if step["closes"] else nl.float32
-        total = nl.ndarray((size, depth), dtype=dtype, buffer=nl.sbuf)
+        step["ds"], step["ds_t"] = None, None
+        total = self._room(step, size, depth)
         if step["opens"]:
             nisa.activation(dst=total, op=nl.copy, data=share, scale=scale)
         else:
             _scale_and_add(total, share, scale, tile["dq"])
         tile["dq"] = total
         if step["closes"]:
-            b, head = tile["segment"]["kv"][0], tile["head"]
-            copy(self.dq[b, head, tile["rows"][0] : tile["rows"][1], :], total, self.config)
+            self._finish(tile)
+
+    def _room(self, step, size, depth):
+        """Return where the sum of a tile goes; the last one goes to the result of its chunk."""
+        if not step["closes"]:
+            return nl.ndarray((size, depth), dtype=nl.float32, buffer=nl.sbuf)
+        tile, chunk, sub = step["tile"], step["tile"]["chunk"], self.sub
+        if chunk["dq"] is None:
+            shape = (min(sub, chunk["rows"]), -(-chunk["rows"] // sub), depth)
+            chunk["dq"] = nl.ndarray(shape, dtype=self.dq.dtype, buffer=nl.sbuf)
+        return chunk["dq"][:size, tile["start"] // sub, :]
+
+    def _finish(self, tile):
+        """Store the result of a chunk if all its tiles are complete: each DMA costs its queue."""
+        chunk = tile["chunk"]
+        chunk["open"] -= 1
+        if chunk["open"] == 0:
+            b, first = tile["segment"]["kv"][0], chunk["tiles"][0]["rows"][0]
+            target = self.dq[b, tile["head"], first : first + chunk["rows"], :]
+            self._store(target, chunk["dq"])
+            chunk["dq"] = None
 
     def close(self):
-        """Store the zeros of rows that attend nothing and of keys that nothing attends."""
+        """Store what is left, and zeros for rows and keys that have no step."""
+        self.flush()
         pmax, dtype = nl.tile_size.pmax, self.dq.dtype
         rows = idle_rows(self.rows, self.keys, self.rule)
         keys = idle_keys(self.rows, self.keys, self.rule, self.config.keys)
