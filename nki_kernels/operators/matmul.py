@@ -33,6 +33,10 @@ _MAX_PREFETCH = 8
 #: 7 * 2 * 217 ns = 3 us before the last, longer than two evictions take.
 _TAIL = 2
 
+#: Matmuls of one pass of the device loop: with loads and evictions a program of two passes stays
+#: near 100,000 instructions.
+_PASS_MATMULS = 45_000
+
 #: PSUM banks PE transposes need: one being filled, one being evicted.
 _TRANSPOSE_BANKS = 2
 
@@ -84,7 +88,14 @@ def configure(
         transpose=transpose,
         hwdge=spec.generation >= 3,
         evict_scalar=spec.generation >= 3,
+        rows=_pass_rows(axes, wave_m, spec),
     )
+
+
+def _pass_rows(axes: Axes, wave_m: int, spec: CoreSpec) -> int:
+    """Return the rows of a pass of the device loop: whole waves, from the matmuls of one."""
+    tiles = math.ceil(axes["N"] / spec.moving_fmax) * math.ceil(axes["K"] / spec.partitions)
+    return wave_m * spec.stationary_fmax * max(1, _PASS_MATMULS // (wave_m * tiles))
 
 
 def _wave(layout: Layout, axes: Axes, by_pe: bool, spec: CoreSpec) -> tuple[int, int]:
@@ -118,7 +129,7 @@ def config_problems(layout: Layout, config: Any, dtype: str, spec: CoreSpec) -> 
     if not isinstance(config, MatmulConfig):
         return (f"config is {config!r}; a MatmulConfig is needed; pass one, or None to choose it",)
     reasons = []
-    for name, least in (("wave_m", 1), ("wave_n", 1), ("prefetch", 1), ("tail", 0)):
+    for name, least in (("wave_m", 1), ("wave_n", 1), ("prefetch", 1), ("tail", 0), ("rows", 0)):
         value = getattr(config, name)
         if type(value) is not int or value < least:
             reasons.append(f"config.{name} is {value!r}; it must be an int of at least {least}")

@@ -73,8 +73,15 @@ def _hidden(base: MatmulConfig, axes: Axes, dtype: str, spec: CoreSpec) -> Matmu
     width = base.wave_m * spec.stationary_fmax * as_dtype(dtype).itemsize
     held = 2 * width * math.ceil(axes["H"] / spec.partitions)
     hold = held <= int(spec.sbuf_usable_bytes * _HELD_SHARE)
-    # Half the slices in flight: four float32 tiles of each bank are alive.
-    return dataclasses.replace(base, hold_a=hold, prefetch=max(1, base.prefetch // 2))
+    wave = base.wave_m * spec.stationary_fmax
+    return dataclasses.replace(
+        base,
+        hold_a=hold,
+        # Half the slices in flight: four float32 tiles of each bank are alive.
+        prefetch=max(1, base.prefetch // 2),
+        # Three products share a pass.
+        rows=wave * max(1, base.rows // (3 * wave)),
+    )
 
 
 def _config_problems(config: Any, dtype: str, spec: CoreSpec) -> tuple[str, ...]:

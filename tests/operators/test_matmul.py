@@ -180,6 +180,47 @@ def test_no_config_changes_a_result(dtype):
         assert ops.matmul(a, b, config=config, target="toy").tobytes() == want
 
 
+@pytest.mark.parametrize("rows", [8, 9, 10, 16])
+@pytest.mark.parametrize("stored", [(False, False), (True, True)])
+def test_passes_of_a_device_loop_and_their_rest_change_no_result(stored, rows):
+    a, b = operands(27, 37, 30, "bfloat16")
+    a, b = (
+        np.ascontiguousarray(x.T) if turn else x for x, turn in zip((a, b), stored, strict=True)
+    )
+    op = OPERATORS["matmul_tt" if stored[0] else "matmul"]
+    config = op.configure({"M": 27, "N": 37, "K": 30}, "bfloat16", TOY)
+    want = op.launch((a, b), {}, config=config, target="toy")
+    assert not any(event.loop for event in want.trace)
+    looped = op.launch((a, b), {}, config=dataclasses.replace(config, rows=rows), target="toy")
+    assert looped.result.tobytes() == want.result.tobytes()
+    # Two passes are written out; what is longer is a loop.
+    assert any(event.loop for event in looped.trace) == (2 * rows < 27)
+
+
+def test_the_rows_of_a_residual_follow_the_passes():
+    op = OPERATORS["linear"]
+    x, weight, bias, residual = (
+        normal(seed, shape, DTYPES["bfloat16"])
+        for seed, shape in enumerate(op.input_shapes({"M": 27, "N": 37, "K": 30}))
+    )
+    config = op.configure({"M": 27, "N": 37, "K": 30}, "bfloat16", TOY)
+    config = dataclasses.replace(config, rows=8)
+    got = op.launch((x, weight, bias, residual), {}, config=config, target="toy").result
+    assert got.tobytes() == ops.linear(x, weight, bias, residual, target="toy").tobytes()
+
+
+@pytest.mark.parametrize("sizes", [(65536, 4096, 4096), (65536, 12288, 5120), (10**6, 64, 64)])
+def test_a_program_stays_bounded(sizes):
+    m, n, k = sizes
+    rows = (
+        OPERATORS["matmul"].configure(dict(zip("MNK", sizes, strict=True)), "bfloat16", TRN2).rows
+    )
+    each = -(-n // TRN2.moving_fmax) * -(-k // TRN2.partitions)
+    body = -(-rows // TRN2.stationary_fmax) * each
+    rest = -(-(m % rows) // TRN2.stationary_fmax) * each
+    assert body + rest < 90_000
+
+
 # -- illegal calls ---------------------------------------------------------------------------------
 
 

@@ -99,11 +99,15 @@ def test_the_gradients_of_the_hidden_features_are_rounded_once():
 
 CONFIGS = [
     dataclasses.replace(
-        base, hidden=hidden, dx=dataclasses.replace(base.dx, wave_m=1, wave_n=1, prefetch=1)
+        base,
+        hidden=hidden,
+        dx=dataclasses.replace(base.dx, wave_m=1, wave_n=1, prefetch=1, rows=10),
+        dweight=dataclasses.replace(base.dweight, rows=16),
     )
     for base in [OP.configure({"T": 21, "H": 40, "I": 70}, "float32", TOY)]
     for hidden in (
         dataclasses.replace(base.hidden, wave_m=1, wave_n=1, prefetch=1, tail=0, hold_a=False),
+        dataclasses.replace(base.hidden, wave_m=1, wave_n=1, rows=8),
         dataclasses.replace(base.hidden, wave_m=2, wave_n=1, prefetch=3, tail=2, hold_a=True),
         dataclasses.replace(base.hidden, wave_m=1, wave_n=2, tail=99, evict_scalar=False),
     )

@@ -54,6 +54,8 @@ class MatmulConfig(nl.NKIObject):
             its smaller waves.
         hwdge: plain copies go through the hardware descriptor engine (gen3 and later).
         evict_scalar: let Scalar share the evictions (gen3 and later).
+        rows: rows of a pass of the device loop that walks over more rows than two passes have, so
+            that the program stays near 100,000 instructions; 0 writes everything out.
     """
 
     wave_m: int
@@ -64,6 +66,7 @@ class MatmulConfig(nl.NKIObject):
     transpose: str
     hwdge: bool
     evict_scalar: bool
+    rows: int = 0
 
 
 @dataclass(frozen=True)
@@ -108,8 +111,46 @@ def matmul(a, b, bias, residual, layout, epilogue, config):
     columns = b.shape[-2] if layout.transpose_b else b.shape[-1]
     shape = (rows, columns) if len(a.shape) == 2 else (a.shape[0], rows, columns)
     c = nl.ndarray(shape, dtype=epilogue.out_dtype, buffer=nl.shared_hbm)
-    product(c, {"a": a, "b": b, "bias": bias, "residual": residual}, layout, epilogue, config)
+    operands = {"a": a, "b": b, "bias": bias, "residual": residual}
+    product_in_passes(c, operands, layout, epilogue, config)
     return c
+
+
+def product_in_passes(c, operands, layout, epilogue, config):
+    """Compute c; many rows of one matrix by a device loop, and what its passes leave behind it."""
+    start = 0
+    # Two passes are written out: a loop empties the engines at the end of each.
+    if len(c.shape) == 2 and 0 < 2 * config.rows < c.shape[0]:
+        passes = c.shape[0] // config.rows
+        start = passes * config.rows
+        axes = {"a": 1 if layout.transpose_a else 0, "residual": 0}
+        many = {name: _passes(operands[name], axes[name], passes, start) for name in axes}
+        results = _passes(c, 0, passes, start)
+
+        def body(index):
+            here = dict(operands)
+            for name in axes:
+                if many[name] is not None:
+                    here[name] = many[name].select(axes[name], index)
+            product(results.select(0, index), here, layout, epilogue, config)
+
+        nl.fori_loop(0, passes, body)
+    if start == 0:
+        product(c, operands, layout, epilogue, config)
+    elif start < c.shape[0]:
+        rest = dict(operands)
+        rest["a"] = operands["a"][:, start:] if layout.transpose_a else operands["a"][start:, :]
+        if operands["residual"] is not None:
+            rest["residual"] = operands["residual"][start:, :]
+        product(c[start:, :], rest, layout, epilogue, config)
+
+
+def _passes(x, axis, passes, stop):
+    """Return x with its rows 0 .. stop - 1, along `axis`, as [passes, rows]; None for None."""
+    if x is None:
+        return None
+    part = x[:, 0:stop] if axis == 1 else x[0:stop, :]
+    return part.reshape_dim(axis, (passes, stop // passes))
 
 
 def product(c, operands, layout, epilogue, config, sums=None):

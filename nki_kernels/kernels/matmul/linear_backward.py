@@ -13,7 +13,12 @@ import nki
 import nki.language as nl
 
 from nki_kernels.kernels.matmul.epilogue import Epilogue
-from nki_kernels.kernels.matmul.kernel import Layout, MatmulConfig, product
+from nki_kernels.kernels.matmul.kernel import (
+    Layout,
+    MatmulConfig,
+    product,
+    product_in_passes,
+)
 
 
 @dataclass(frozen=True)
@@ -54,5 +59,5 @@ def linear_backward(dy, x, weight, out_dtype, config):
     first = {"a": dy, "b": weight, "bias": None, "residual": None}
     product(dx, first, Layout(), plain, config.dx, sums=dbias)
     second = {"a": dy, "b": x, "bias": None, "residual": None}
-    product(dweight, second, Layout(transpose_a=True), plain, config.dweight)
+    product_in_passes(dweight, second, Layout(transpose_a=True), plain, config.dweight)
     return dx, dweight, dbias
