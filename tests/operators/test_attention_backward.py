@@ -138,9 +138,14 @@ def test_every_generation_matches_the_reference(target, dtype):
     check(operands(1, 2, 1, m, n, 8, dtype, 0, options), options, target=target)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-@pytest.mark.parametrize(("m", "n"), [(127, 129), (512, 512), (640, 513)])
-@pytest.mark.parametrize(("d", "e"), [(64, 64), (128, 128), (256, 256), (192, 128)])
+@pytest.mark.parametrize(
+    ("m", "n", "d", "e", "dtype"),
+    [
+        (127, 129, 64, 64, "bfloat16"), (640, 513, 64, 64, "float32"),
+        (512, 512, 128, 128, "bfloat16"), (129, 640, 128, 128, "float16"),
+        (640, 513, 256, 256, "bfloat16"), (127, 130, 192, 128, "float32"),
+    ],
+)  # fmt: skip
 def test_sizes_around_the_real_tiles_match_the_reference(m, n, d, e, dtype):
     options = {"causal": True}
     check(operands(1, 1, 1, m, n, d, dtype, 0, options, e=e), options, target="trn2")
@@ -276,13 +281,13 @@ def configs():
         {"dv_lag": 0, "dk_lag": 0, "dq_lag": 0}, {"dv_lag": 3, "dk_lag": 1, "dq_lag": 2},
         {"dma_transposes": False, "dk_lag": 0, "dq_lag": 0}, {"dma_transposes": True},
         {"dma_transposes": False, "dq_lag": 4}, {"dma_transposes": False, "keys": 8},
-        {"fill": False}, {"hwdge": False},
+        {"fill": False}, {"hwdge": False}, {"batch": 1}, {"batch": 7, "near": 0, "ready": 0},
     ):  # fmt: skip
         yield dataclasses.replace(base, **changes)
 
 
 @pytest.mark.parametrize("config", list(configs()), ids=repr)
-@pytest.mark.parametrize("options", [{"causal": True}, {"causal": True, "window": 5}], ids=repr)
+@pytest.mark.parametrize("options", [{"causal": True, "softcap": 2.0}, {"window": 5}], ids=repr)
 def test_no_config_changes_the_mathematics(config, options):
     inputs = operands(2, 4, 2, 37, 41, 5, "bfloat16", 0, options)
     check(inputs, options, config=config)

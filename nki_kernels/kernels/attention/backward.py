@@ -24,6 +24,7 @@ class AttentionBackwardConfig(nl.NKIObject):
         near, ahead: steps between the loads for a step and its scores: at least, and as far as one
             load per step reaches.
         ready: steps between a step's row statistics and its scores.
+        batch: steps whose softcap is taken together.
         dv_lag, dk_lag, dq_lag: steps as wide as a block between a step's scores and its products
             with dO, Q and K; narrow ones, on a diagonal, count by their width.
         dma_transposes: the DMA engines transpose dS, not PE.
@@ -37,6 +38,7 @@ class AttentionBackwardConfig(nl.NKIObject):
     near: int
     ahead: int
     ready: int
+    batch: int
     dv_lag: int
     dk_lag: int
     dq_lag: int
@@ -87,6 +89,9 @@ def attention_backward(do, q, k, v, out, lse, sinks, mask, bias, rule, out_dtype
     # Columns of scores up to each step, and up to the one in turn.
     ends, behind = [], 0
     for at in range(len(steps)):
+        if rule.softcap and at % config.batch == 0:
+            loads.run_to(at + config.batch, at + config.ahead)
+            scores.cap(steps[at : at + config.batch])
         loads.run_to(at + config.near, at + config.ahead)
         loads.prepare(at + config.ready)
         scores.weigh(steps[at])

@@ -31,7 +31,7 @@ class BackwardLoads:
         than the DMA engines move in that time; the blocks before it leave room.
         """
         more = False
-        while self.issued < len(self.steps) and self.issued <= far:
+        while self.issued < len(self.steps) and self.issued <= max(near, far):
             if self._due(self.steps[self.issued]):
                 if self.issued > near:
                     if more:

@@ -32,31 +32,53 @@ class Scores:
         if self.bias is not None:
             self._start_dbias()
 
+    def cap(self, steps):
+        """Add tanh of the scores to some steps: each change of function costs Scalar 1.3 us."""
+        for step in steps:
+            s = self._products(step, "q_t", "k_t")
+            capped = nl.ndarray(s.shape, dtype=nl.float32, buffer=nl.sbuf)
+            scale = self.rule.scale / self.rule.softcap
+            nisa.activation(dst=capped, op=nl.tanh, data=s, scale=scale)
+            step["capped"] = capped
+
     def weigh(self, step):
         """Add p and ds to a step."""
-        tile, chunk = step["tile"], step["tile"]["chunk"]
-        first, last = tile["start"], tile["start"] + tile["rows"][1] - tile["rows"][0]
-        left, right = step["columns"]
-        shape = (last - first, right - left)
-        keys = step["block"]["tiles"]
-        at = tile["at"]
-        s = _product(chunk["q_t"], (first, last), keys["k_t"], (left, right))
-        shift = tile["segment"]["bias"][: shape[0], at : at + 1]
-        p, capped = self._probabilities(step, s, shift)
-        dp = _product(chunk["do_t"], (first, last), keys["v_t"], (left, right))
-        plain = not self.rule.softcap and self.bias is None
-        ds = nl.ndarray(shape, dtype=self.dtype if plain else nl.float32, buffer=nl.sbuf)
+        tile, at = step["tile"], step["tile"]["at"]
+        size = tile["rows"][1] - tile["rows"][0]
+        capped = step.pop("capped", None)
+        s, scale = capped, self.rule.softcap
+        if capped is None:
+            s, scale = self._products(step, "q_t", "k_t"), self.rule.scale
+        p = self._probabilities(step, s, scale, tile["segment"]["bias"][:size, at : at + 1])
+        dp = self._products(step, "do_t", "v_t")
+        plain = capped is None and self.bias is None
+        ds = nl.ndarray(dp.shape, dtype=self.dtype if plain else nl.float32, buffer=nl.sbuf)
         nisa.scalar_tensor_tensor(
             dst=ds,
             data=dp,
             op0=nl.subtract,
-            operand0=tile["segment"]["delta"][: shape[0], at : at + 1],
+            operand0=tile["segment"]["delta"][:size, at : at + 1],
             op1=nl.multiply,
             operand1=p,
         )
         if not plain:
             ds = self._finish(step, ds, capped)
         step["p"], step["ds"] = p, ds
+
+    def _products(self, step, rows, keys):
+        """Return the products of a step's rows and keys over the depth, in PSUM."""
+        tile, (left, right) = step["tile"], step["columns"]
+        first, last = tile["start"], tile["start"] + tile["rows"][1] - tile["rows"][0]
+        result = nl.ndarray((last - first, right - left), dtype=nl.float32, buffer=nl.psum)
+        stationary, moving = tile["chunk"][rows], step["block"]["tiles"][keys]
+        for number in range(len(stationary)):
+            nisa.nc_matmul(
+                dst=result,
+                stationary=stationary[number][:, first:last],
+                moving=moving[number][:, left:right],
+                accumulate=number > 0,
+            )
+        return result
 
     def turn(self, step):
         """Add ds transposed to a step, [key in tile, tile, query]."""
@@ -65,20 +87,14 @@ class Scores:
         step["ds_t"] = nl.ndarray(shape, dtype=self.dtype, buffer=nl.sbuf)
         flip(step["ds_t"], step["ds"], self.config, nisa.engine.scalar)
 
-    def _probabilities(self, step, s, shift):
-        """Return exp(scores - lse), 0 where nothing is attended, and tanh of the scores or None."""
-        rule, scale, capped = self.rule, self.rule.scale, None
-        if rule.softcap:
-            capped = nl.ndarray(s.shape, dtype=nl.float32, buffer=nl.sbuf)
-            nisa.activation(dst=capped, op=nl.tanh, data=s, scale=rule.scale / rule.softcap)
-            s, scale = capped, rule.softcap
+    def _probabilities(self, step, s, scale, shift):
+        """Return exp(scale * s + shift), and 0 where nothing is attended."""
         if self.mask is not None or self.bias is not None:
-            s = self._adjusted(step, s, scale)
-            scale = 1.0
+            s, scale = self._adjusted(step, s, scale), 1.0
         p = nl.ndarray(s.shape, dtype=self.dtype, buffer=nl.sbuf)
         nisa.activation(dst=p, op=nl.exp, data=s, bias=shift, scale=scale)
         self._bound(step, p)
-        return p, capped
+        return p
 
     def _bound(self, step, p):
         """Set p to 0 beyond the bounds, exponentials that overflowed there too."""
@@ -243,17 +259,3 @@ def _rectangles(tensor):
                 for left, right in spans(tensor.shape[3], nl.tile_size.gemm_moving_fmax):
                     parts.append(tensor[b, h, first:last, left:right])
     return parts
-
-
-def _product(stationary, rows, moving, columns):
-    """Return sum over the depth of stationary[:, rows] * moving[:, columns], in PSUM."""
-    shape = (rows[1] - rows[0], columns[1] - columns[0])
-    result = nl.ndarray(shape, dtype=nl.float32, buffer=nl.psum)
-    for number in range(len(stationary)):
-        nisa.nc_matmul(
-            dst=result,
-            stationary=stationary[number][:, rows[0] : rows[1]],
-            moving=moving[number][:, columns[0] : columns[1]],
-            accumulate=number > 0,
-        )
-    return result
