@@ -64,8 +64,8 @@ def _configure(axes: Axes, dtype: str, spec: CoreSpec) -> AttentionBackwardConfi
     tile = (slices * p + d + e) * itemsize + 4 * d
     block = (slices * keys + keys // p * d) * itemsize
     room = int(spec.sbuf_usable_bytes * _PACKED)
-    # p, ds and its transpose of the steps in flight; float32 of mask, bias and softcap; the products
-    # for delta of two chunks, and what is stored of a block.
+    # p, ds and its transpose of the steps in flight; float32 of mask, bias and softcap; products of
+    # do and out of two chunks, and what is stored of a block.
     room -= (lag + 2) * 3 * keys * itemsize + (5 + _BATCH) * keys * 4
     room -= 2 * _CHUNK * e * (itemsize + 4) + 2 * keys // p * max(d, e) * 4
     # A block is for as many steps as it has tiles of keys, or there are tiles of queries.
