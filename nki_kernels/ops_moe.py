@@ -7,6 +7,7 @@ from typing import Any
 import numpy.typing as npt
 
 from nki_kernels.operators.dispatch import COMBINE, DISPATCH, DispatchConfig
+from nki_kernels.operators.experts import EXPERTS, ExpertsConfig
 from nki_kernels.operators.grouped import GROUPED_MATMUL, GroupedConfig
 from nki_kernels.operators.router import ROUTER, RouterConfig
 
@@ -235,5 +236,81 @@ def grouped_matmul(
     """
     options = {"out_dtype": out_dtype}
     run = GROUPED_MATMUL.launch((a, b, offsets), options, config=config, target=target)
+    result: npt.NDArray[Any] = run.result
+    return result
+
+
+def experts(
+    x: npt.NDArray[Any],
+    indices: npt.NDArray[Any],
+    scores: npt.NDArray[Any],
+    up: npt.NDArray[Any],
+    down: npt.NDArray[Any],
+    up_bias: npt.NDArray[Any] | None = None,
+    down_bias: npt.NDArray[Any] | None = None,
+    *,
+    activation: str = "silu",
+    interleaved: bool = False,
+    limit: float | None = None,
+    alpha: float = 1.702,
+    out_dtype: Any = None,
+    config: ExpertsConfig | None = None,
+    target: str | None = None,
+) -> npt.NDArray[Any]:
+    """Apply to each token the experts it chose, weighted: a mixture of experts after its router.
+
+    y[t] = sum_k scores[t, k] * (hidden·down[e] + down_bias[e]), e = indices[t, k]
+    hidden = activation(g) * u, (g, u) = x[t]·up[e] + up_bias[e]   (activation(u) if F is I)
+    hidden = g' * sigmoid(alpha * g') * (u' + 1) with a limit: g' = min(g, limit), u' = clip(u)
+
+    One kernel sorts the choices, gathers rows, multiplies and adds up; no token is dropped. Up to a
+    tile of tokens, only the weights of experts that somebody chose leave HBM. Sums are float32;
+    hidden features are rounded to the dtype of `x`, and so is each expert's row, where there are
+    more tokens than a tile.
+
+    Dimensions:
+        T: tokens, to 32768 (trn2)    H: hidden    I: features    K: choices    E: experts
+        F: 2 I columns of gate and up, or I
+
+    Args:
+        x: [T, H], dense row-major, bfloat16 | float16 | float32.
+        indices: [T, K], int32; an id below 0 or from E on contributes nothing.
+        scores: [T, K], float32.
+        up: [E, H, F], dtype of `x`; gate before up, or up alone.
+        down: [E, I, H], dtype of `x`.
+        up_bias: [E, F], dtype of `x`, or None.
+        down_bias: [E, H], dtype of `x`, or None.
+        activation: "silu", "gelu", "gelu_tanh" or "relu".
+        interleaved: gate and up alternate, as GPT-OSS stores them.
+        limit: clamp of GPT-OSS's form, 7.0 there; None for the others.
+        alpha: slope inside that form's sigmoid.
+        out_dtype: dtype of the result; None means the dtype of `x`.
+        config: tuning of the kernel; None lets the operator choose. It never changes the result.
+        target: hardware generation; None means the one in force.
+
+    Returns:
+        [T, H], a new array of dtype `out_dtype`.
+
+    Raises:
+        ShapeError: sizes or layouts that are wrong, or too large for SBUF.
+        DtypeError: a dtype that is not supported, or different ones.
+        OptionError: an unknown activation, or a form of gate and up where there is no gate.
+        ConfigError: a `config` that cannot run on the target.
+
+    Source: the kernel is `nki_kernels.kernels.moe.experts`.
+
+    Example:
+        >>> import numpy as np
+        >>> x, up = np.ones((1, 1), np.float32), np.array([[[1.0]], [[2.0]]], np.float32)
+        >>> chosen, scores = np.array([[0, 1]], np.int32), np.array([[1.0, 10.0]], np.float32)
+        >>> experts(x, chosen, scores, up, up, activation="relu")
+        array([[41.]], dtype=float32)
+    """
+    options = {
+        "activation": activation, "interleaved": interleaved, "limit": limit,
+        "alpha": alpha, "out_dtype": out_dtype,
+    }  # fmt: skip
+    inputs = (x, indices, scores, up, down, up_bias, down_bias)
+    run = EXPERTS.launch(inputs, options, config=config, target=target)
     result: npt.NDArray[Any] = run.result
     return result

@@ -1,4 +1,4 @@
-"""References of the mixture of experts: `router`."""
+"""References of the mixture of experts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from reference.matmul import Reference
+from reference.matmul import MAX_SLOPE, Reference, activate
 
 Array = npt.NDArray[np.float64]
 
@@ -165,3 +165,121 @@ def grouped_matmul(
         magnitude[start:stop] = np.abs(rows) @ np.abs(matrix)
         start = stop
     return Reference(value, magnitude)
+
+
+def experts(
+    x: npt.NDArray[Any],
+    indices: npt.NDArray[Any],
+    scores: npt.NDArray[Any],
+    up: npt.NDArray[Any],
+    down: npt.NDArray[Any],
+    up_bias: npt.NDArray[Any] | None = None,
+    down_bias: npt.NDArray[Any] | None = None,
+    *,
+    activation: str = "silu",
+    interleaved: bool = False,
+    limit: float | None = None,
+    alpha: float = 1.702,
+    rounded_rows: bool = True,
+) -> Reference:
+    """Apply to each token the experts it chose, in float64 but for two rounding points.
+
+    hidden = round(f(x·up + up_bias)); row = round(hidden·down + down_bias), both to the dtype of
+    x; y[t] = sum_k scores[t, k] * row of expert indices[t, k], without ids that name no expert.
+
+    What float32 sums may put on the other side of a rounding boundary may come out a step away:
+    such steps are added to the magnitude, as in `reference.mlp`.
+
+    Args:
+        x: [T, H].
+        indices: [T, K].
+        scores: [T, K].
+        up: [E, H, F], F = 2 I (gate and up) or I.
+        down: [E, I, H].
+        up_bias: [E, F] or None.
+        down_bias: [E, H] or None.
+        activation: "relu", "silu", "gelu" or "gelu_tanh".
+        interleaved: gate and up alternate along the columns; else gate comes first.
+        limit: f(g, u) = g' * sigmoid(alpha * g') * (u' + 1), both clamped; else activation(g) * u.
+        alpha: see limit.
+        rounded_rows: rows are rounded to the dtype of x; else they stay float32 sums.
+    """
+    value = np.zeros((x.shape[0], down.shape[2]))
+    magnitude = np.zeros_like(value)
+    for expert in range(up.shape[0]):
+        token, choice = np.nonzero(indices == expert)
+        if token.size == 0:
+            continue
+        bias = None if up_bias is None else up_bias[expert]
+        features, step = _features(
+            x[token], up[expert], bias, activation, interleaved, limit, alpha, down.shape[1]
+        )
+        rows, weights = _rounded(features, x.dtype), np.asarray(down[expert], np.float64)
+        sums, terms = rows @ weights, np.abs(rows) @ np.abs(weights)
+        terms = terms + step @ np.abs(weights) / _STEP_UNIT
+        if down_bias is not None:
+            sums = sums + down_bias[expert].astype(np.float64)
+            terms = terms + np.abs(down_bias[expert].astype(np.float64))
+        if rounded_rows:
+            sums, terms = _round_again(sums, terms, x)
+        factor = scores[token, choice].astype(np.float64)[:, None]
+        np.add.at(value, token, factor * sums)
+        np.add.at(magnitude, token, np.abs(factor) * terms)
+    return Reference(value, magnitude)
+
+
+#: The error that `_features` gives away as magnitude, in units that any chain of 16 allows.
+_STEP_UNIT = 16 * 2.0**-24
+
+
+def _rounded(values: Array, dtype: Any) -> Array:
+    result: Array = values.astype(dtype).astype(np.float64)
+    return result
+
+
+def _round_again(sums: Array, terms: Array, x: npt.NDArray[Any]) -> tuple[Array, Array]:
+    """Round sums, and add to their terms the steps that their error may make."""
+    error = _UNIT_CHAIN * terms
+    step = _rounded(sums + error, x.dtype) - _rounded(sums - error, x.dtype)
+    return _rounded(sums, x.dtype), terms + step / _STEP_UNIT
+
+
+#: float32 roundings of a sum of up to some thousand terms, in tiles of 128, and what follows it.
+_UNIT_CHAIN = (128 + 64 + 24) * 2.0**-24
+
+
+def _features(
+    x: npt.NDArray[Any],
+    up: npt.NDArray[Any],
+    bias: npt.NDArray[Any] | None,
+    activation: str,
+    interleaved: bool,
+    limit: float | None,
+    alpha: float,
+    inner: int,
+) -> tuple[Array, Array]:
+    """Return the hidden features before they are rounded, and the step their error may make."""
+    x64, w64 = x.astype(np.float64), up.astype(np.float64)
+    sums, terms = x64 @ w64, np.abs(x64) @ np.abs(w64)
+    if bias is not None:
+        sums, terms = sums + bias.astype(np.float64), terms + np.abs(bias.astype(np.float64))
+    unit = _UNIT_CHAIN
+    if up.shape[1] == inner:
+        exact = activate(sums, activation)
+        error = unit * MAX_SLOPE * terms
+    else:
+        half = sums.shape[1] // 2
+        pick = (slice(0, None, 2), slice(1, None, 2)) if interleaved else None
+        first, second = pick or (slice(0, half), slice(half, None))
+        gate, other = sums[:, first], sums[:, second]
+        gate_terms, other_terms = terms[:, first], terms[:, second]
+        if limit is not None:
+            gate, other = np.minimum(gate, limit), np.clip(other, -limit, limit) + 1
+            active = gate / (1 + np.exp(-alpha * gate))
+            other_terms = other_terms + 1
+        else:
+            active = activate(gate, activation)
+        exact = active * other
+        slack = MAX_SLOPE * gate_terms * (np.abs(other) + unit * other_terms)
+        error = unit * (slack + np.abs(active) * other_terms)
+    return exact, _rounded(exact + error, x.dtype) - _rounded(exact - error, x.dtype)

@@ -18,7 +18,7 @@ import nki
 import nki.isa as nisa
 import nki.language as nl
 
-from nki_kernels.kernels.moe.tokens import queue, spans
+from nki_kernels.kernels.moe.tokens import queue, spans, token_views
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,10 @@ def dispatch(x, indices, experts, config):
     rows = nl.ndarray((total, x.shape[1]), dtype=x.dtype, buffer=nl.shared_hbm)
     slots = nl.ndarray((tokens, choices), dtype=nl.int32, buffer=nl.shared_hbm)
     offsets = nl.ndarray((experts,), dtype=nl.int32, buffer=nl.shared_hbm)
-    ids, valid = _load_ids(indices, experts)
+    ids, valid = load_ids(indices, experts)
     parts = spans(tokens, nl.tile_size.pmax)
     places = nl.ndarray(ids["number"].shape, dtype=nl.float32, buffer=nl.sbuf)
-    sums = _rank(places, ids, parts, experts)
+    sums = rank(places, ids, parts, experts)
     ends = nl.ndarray(sums.shape, dtype=nl.float32, buffer=nl.sbuf)
     _add_first_places(places, ids, sums, ends)
     _store_offsets(offsets, ends)
@@ -76,25 +76,7 @@ def _tile(rows, columns, dtype=nl.float32):
     return nl.ndarray((rows, columns), dtype=dtype, buffer=nl.sbuf)
 
 
-def _token_views(tensor):
-    """Return (HBM view, rows, columns on chip) of tokens on partitions, tile after tile.
-
-    All whole tiles make one view, [partition, tile, choice]; a shorter last tile another.
-    """
-    tokens, choices = tensor.shape
-    pmax = nl.tile_size.pmax
-    whole = tokens // pmax
-    views = []
-    if whole > 0:
-        pattern = [[choices, pmax], [pmax * choices, whole], [1, choices]]
-        views.append((tensor.ap(pattern=pattern), pmax, (0, whole * choices)))
-    if tokens % pmax:
-        rest = tensor[whole * pmax : tokens, :]
-        views.append((rest, tokens % pmax, (whole * choices, (whole + 1) * choices)))
-    return views
-
-
-def _load_ids(indices, experts):
+def load_ids(indices, experts):
     """Return the expert of each choice, float32 and uint32, `experts` for absent ones; and 1 or 0.
 
     Rows beyond the last token are absent too: their places are behind all others.
@@ -105,7 +87,7 @@ def _load_ids(indices, experts):
     raw = _tile(pmax, width, nl.int32)
     if tokens % pmax:
         nisa.memset(dst=raw, value=experts)
-    for view, rows, (left, right) in _token_views(indices):
+    for view, rows, (left, right) in token_views(indices):
         nisa.dma_copy(dst=raw[0:rows, left:right], src=view)
     below, valid, number = _tile(pmax, width), _tile(pmax, width), _tile(pmax, width)
     nisa.tensor_scalar(dst=below, data=raw, op0=nl.less, operand0=float(experts))
@@ -154,7 +136,7 @@ def _triangle(strict):
     return result
 
 
-def _rank(places, ids, parts, experts):
+def rank(places, ids, parts, experts):
     """places = how many choices of the same expert come before each; return all counts.
 
     The counts [pmax, experts + 1] are the same in every partition.
@@ -165,10 +147,15 @@ def _rank(places, ids, parts, experts):
     nisa.iota(dst=numbers, pattern=[[1, experts + 1]])
     cuts = spans(experts + 1, nl.tile_size.gemm_moving_fmax)
     banks = [nl.ndarray((pmax, b - a), dtype=nl.float32, buffer=nl.psum) for a, b in cuts]
-    earlier = _earlier_choices(choices) if choices > 1 else None
+    # Vector is a tile ahead of PE and GpSimd.
+    ready = [_named(numbers, ids["number"][:, 0:choices])]
     for tile in range(len(parts)):
         columns = slice(tile * choices, (tile + 1) * choices)
-        named = _named(numbers, ids["number"][:, columns])
+        if tile + 1 < len(parts):
+            following = slice((tile + 1) * choices, (tile + 2) * choices)
+            ready.append(_named(numbers, ids["number"][:, following]))
+        named = ready[tile]
+        ready[tile] = None
         ranks = _tile(pmax, experts + 1)
         for number in range(len(cuts)):
             left, right = cuts[number]
@@ -177,10 +164,9 @@ def _rank(places, ids, parts, experts):
             nisa.nc_matmul(dst=bank, stationary=before, moving=part, accumulate=tile > 0)
             nisa.tensor_copy(dst=ranks[:, left:right], src=bank, engine=nisa.engine.vector)
             nisa.nc_matmul(dst=bank, stationary=others, moving=part, accumulate=True)
-        place = places[:, columns]
-        nisa.nc_n_gather(dst=place, data=ranks, indices=ids["index"][:, columns])
-        if earlier is not None:
-            _add_earlier(place, ids["number"][:, columns], earlier)
+        nisa.nc_n_gather(dst=places[:, columns], data=ranks, indices=ids["index"][:, columns])
+    if choices > 1:
+        _add_earlier(places, ids["number"], choices)
     counts = _tile(pmax, experts + 1)
     for number in range(len(cuts)):
         left, right = cuts[number]
@@ -205,41 +191,21 @@ def _named(numbers, ids):
     return named
 
 
-def _earlier_choices(choices):
-    """Return [pmax, k, j] of ones where j < k, for the choices of one token."""
-    pmax = nl.tile_size.pmax
-    shape = (pmax, choices, choices)
-    ones = nl.ndarray(shape, dtype=nl.float32, buffer=nl.sbuf)
-    result = nl.ndarray(shape, dtype=nl.float32, buffer=nl.sbuf)
-    nisa.memset(dst=ones, value=1.0)
-    nisa.affine_select(
-        dst=result,
-        pattern=[[1, choices], [-1, choices]],
-        channel_multiplier=0,
-        offset=-1,
-        on_true_tile=ones,
-        on_false_value=0.0,
-        cmp_op=nl.greater_equal,
-    )
-    return result
+def _add_earlier(places, ids, choices):
+    """places[token, k] += how many j < k name the same expert: absent choices, above all.
 
-
-def _add_earlier(places, ids, earlier):
-    """places[token, k] += how many j < k name the same expert: absent choices, above all."""
-    pmax, choices = places.shape
-    same = nl.ndarray((pmax, choices, choices), dtype=nl.float32, buffer=nl.sbuf)
-    dense = _tile(pmax, choices)
-    nisa.tensor_copy(dst=dense, src=ids)
-    nisa.tensor_tensor(
-        dst=same,
-        data1=dense.ap(pattern=[[choices, pmax], [1, choices], [0, choices]]),
-        data2=dense.ap(pattern=[[choices, pmax], [0, choices], [1, choices]]),
-        op=nl.equal,
-    )
-    nisa.tensor_tensor(dst=same, data1=same, data2=earlier, op=nl.multiply)
-    count = _tile(pmax, choices)
-    nisa.tensor_reduce(dst=count, op=nl.add, data=same, axis=2)
-    nisa.tensor_tensor(dst=places, data1=places, data2=count, op=nl.add)
+    A distance d = k - j at a time, for all tokens: [pmax, tiles, K - d] pairs.
+    """
+    pmax, width = places.shape
+    tiles = width // choices
+    for distance in range(1, choices):
+        shape = (pmax, tiles, choices - distance)
+        same = nl.ndarray(shape, dtype=nl.float32, buffer=nl.sbuf)
+        pattern = [[width, pmax], [choices, tiles], [1, choices - distance]]
+        later = ids.ap(pattern=pattern, offset=distance)
+        nisa.tensor_tensor(dst=same, data1=ids.ap(pattern=pattern), data2=later, op=nl.equal)
+        target = places.ap(pattern=pattern, offset=distance)
+        nisa.tensor_tensor(dst=target, data1=target, data2=same, op=nl.add)
 
 
 def _add_first_places(places, ids, counts, ends):
@@ -267,7 +233,7 @@ def _store_slots(slots, places, valid, total):
     kept, exact = _tile(*places.shape), _tile(*places.shape, nl.int32)
     _valid_or(kept, places, valid, total)
     nisa.tensor_copy(dst=exact, src=kept)
-    for view, rows, (left, right) in _token_views(slots):
+    for view, rows, (left, right) in token_views(slots):
         nisa.dma_copy(dst=view, src=exact[0:rows, left:right])
 
 

@@ -16,6 +16,24 @@ def queue(config):
     return nisa.dge_mode.hwdge if config.hwdge else nisa.dge_mode.unknown
 
 
+def token_views(tensor):
+    """Return (HBM view, rows, columns on chip) of tokens on partitions, tile after tile.
+
+    All whole tiles make one view, [partition, tile, choice]; a shorter last tile another.
+    """
+    tokens, choices = tensor.shape
+    pmax = nl.tile_size.pmax
+    whole = tokens // pmax
+    views = []
+    if whole > 0:
+        pattern = [[choices, pmax], [pmax * choices, whole], [1, choices]]
+        views.append((tensor.ap(pattern=pattern), pmax, (0, whole * choices)))
+    if tokens % pmax:
+        rest = tensor[whole * pmax : tokens, :]
+        views.append((rest, tokens % pmax, (whole * choices, (whole + 1) * choices)))
+    return views
+
+
 def load_weight(weight, config):
     """Return weight [H, E] in SBUF, one tile per slice of the contraction."""
     tiles = []
@@ -85,3 +103,41 @@ def turn_slices(rows):
         result[0 : slices[number][1] - slices[number][0], number * count : (number + 1) * count]
         for number in range(len(slices))
     ]
+
+
+def turn_columns(columns):
+    """Turn slices of rows, on PE; Vector empties a bank of several at once.
+
+    Args:
+        columns: for each slice its views [rows, size], of equal size; only the last may be smaller.
+
+    Returns:
+        [size, all rows] in SBUF for each slice.
+    """
+    if len(columns) == 0:
+        return []
+    size, dtype = columns[0][0].shape[1], columns[0][0].dtype
+    width = sum([view.shape[0] for view in columns[0]])
+    # gen2 transposes through a matmul, whose result is float32.
+    gen2 = nisa.get_nc_version() == nisa.nc_version.gen2
+    wide = gen2 or dtype in (nl.float32, "float32")
+    per_bank = max(1, nl.tile_size.psum_fmax * (1 if wide else 2) // width)
+    results = []
+    whole = len(columns) if columns[-1][0].shape[1] == size else len(columns) - 1
+    groups = spans(whole, per_bank)
+    if whole < len(columns):
+        groups.append((whole, len(columns)))
+    for first, last in groups:
+        shape = (columns[first][0].shape[1], (last - first) * width)
+        bank = nl.ndarray(shape, dtype=nl.float32 if wide else dtype, buffer=nl.psum)
+        at = 0
+        for number in range(first, last):
+            for view in columns[number]:
+                place = bank[:, at : at + view.shape[0]]
+                nisa.nc_transpose(dst=place, data=view, engine=nisa.engine.tensor)
+                at += view.shape[0]
+        turned = nl.ndarray(shape, dtype=dtype, buffer=nl.sbuf)
+        nisa.tensor_copy(dst=turned, src=bank, engine=nisa.engine.vector)
+        for number in range(last - first):
+            results.append(turned[:, number * width : (number + 1) * width])
+    return results
