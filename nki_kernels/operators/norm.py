@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -30,51 +31,90 @@ _FLOAT32_MAX = float(np.finfo(np.float32).max)
 #: SBUF kept free for the small tiles: statistics, epsilon, alignment.
 SLACK_BYTES = 2048
 
-#: Room for the tiles of a chunk that are alive with the row tiles of layer_norm, as a multiple of
-#: their size: they lie between row tiles, and what is free in pieces holds no row. With 1, one row
-#: length in ten between 12,000 and 26,000 did not fit; with 1.5, none of 3,500 on three cores.
-_BETWEEN_ROWS = 1.5
+#: Room for the tiles of a chunk in layer_norm where row tiles overlap, as a multiple of their size:
+#: two chunks are in the making, and what is free in pieces holds no chunk.
+_IN_FLIGHT = 1.6
+
+#: With chunks shorter than this, overlapping row tiles are slower than long chunks without (model).
+_SHORTEST_OVERLAPPING = 1024
 
 #: Shares of the columns: statistics on Vector (bn_stats), scaling on Scalar with the shift on
-#: GpSimd, and both on GpSimd. Scanned in steps of 1/32 at [4096, 4096] bf16 on trn2 (model,
-#: unvalidated): with these Vector, Scalar and GpSimd are busy 241, 232 and 220 of 267 us. They rest
-#: on GpSimd's assumed two-input rate.
+#: GpSimd, and both on GpSimd. Scanned at 4096 and 2880 columns of bf16 on trn2 (model,
+#: unvalidated): at [4096, 4096] Vector, Scalar and GpSimd are then busy 235, 235 and 222 of 264 us.
+#: They rest on GpSimd's assumed two-input rate.
 _VECTOR_STATS_SHARE = 1 / 8
-_POOL_SHIFT_SHARE = 0.15
+_POOL_SHIFT_SHARE, _POOL_SHIFT_BY_STATS = 1 / 16, 3 / 4
 _POOL_SCALE_SHARE = 0.40
+
+#: From this many bn_stats instructions on, a chunk's statistics come in whole ones: a short one
+#: costs Vector as much again.
+_WHOLE = 4
 
 #: Rows shorter than this many bn_stats instructions leave all statistics to Vector: two Scalar
 #: passes of 0.3 us start-up each would cost more.
 _SHORT_ROW = 2
 
+#: Bytes of a chunk per column and partition: rms_norm's result at its widest and scratch, and
+#: beside them layer_norm's float32 intermediates.
+_RMS_CHUNK_BYTES = 4 + 2
+_LAYER_CHUNK_BYTES = 4 + 4 + 4 + 2
 
-def _chunk_bytes(chunk: int, middles: int) -> int:
-    """Bytes of a chunk per partition: result at its widest, float32 intermediates, scratch."""
-    return chunk * (4 + 4 * middles + 2)
 
-
-def _fit(
-    axes: Axes, itemsize: int, vectors: int, middles: int, extra: int, spec: CoreSpec
-) -> tuple[int, int]:
-    """Return (chunk, extra row tiles): as many of `extra` row tiles as fit, then long chunks."""
+def _rms_fit(axes: Axes, itemsize: int, spec: CoreSpec) -> tuple[int, int]:
+    """Return (chunk, row tiles ahead): one ahead if it fits, then long chunks."""
     least = min(axes["H"], _SHORT_CHUNK)
-    for more in range(extra, -1, -1):
-        room = spec.sbuf_usable_bytes - SLACK_BYTES - (1 + vectors + more) * axes["H"] * itemsize
-        share = _BETWEEN_ROWS if middles and more else 1
+    for ahead in (1, 0):
+        room = spec.sbuf_usable_bytes - SLACK_BYTES - (2 + ahead) * axes["H"] * itemsize
         chunk = min(axes["H"], _CHUNK)
-        while chunk > least and share * _chunk_bytes(chunk, middles) > room:
+        while chunk > least and chunk * _RMS_CHUNK_BYTES > room:
             chunk = max(chunk // 2, least)
-        if share * _chunk_bytes(chunk, middles) <= room:
-            return chunk, more
+        if chunk * _RMS_CHUNK_BYTES <= room:
+            return chunk, ahead
     return least, 0
 
 
-def _limits(vectors: int, middles: int, axes: Axes, dtype: str, spec: CoreSpec) -> tuple[str, ...]:
-    itemsize = as_dtype(dtype).itemsize
-    row, column = (1 + vectors) * itemsize, _chunk_bytes(1, middles)
+def _layer_needed(size: int, itemsize: int, chunk: int, overlap: bool, spec: CoreSpec) -> float:
+    """Bytes of a partition that rows, parameters, chunks in flight and statistics take.
+
+    A row tile that overlaps with the next shares its space chunk by chunk, and loads are a chunk
+    ahead of that.
+    """
+    width = min(chunk, size)
+    rows = (3 * size + (2 * width if overlap else 0)) * itemsize
+    # Triples of float32: one for Scalar's columns, two per bn_stats; the first rows have most.
+    columns = max(math.ceil(width / 2), _stats_columns(size, width, spec))
+    triples = 1 + 2 * math.ceil(columns / spec.bn_stats_fmax)
+    sums = math.ceil(size / width) * 12 * triples * (3 if overlap else 2)
+    return rows + (_IN_FLIGHT if overlap else 1.0) * width * _LAYER_CHUNK_BYTES + sums
+
+
+def _layer_fit(size: int, itemsize: int, spec: CoreSpec) -> tuple[int, bool] | None:
+    """Return (chunk, overlap): overlapping row tiles before long chunks; None if none fits."""
     room = spec.sbuf_usable_bytes - SLACK_BYTES
-    # Rows shorter than a short chunk are one chunk, longer ones need one.
-    most = max(min(_SHORT_CHUNK, room // (row + column)), (room - _SHORT_CHUNK * column) // row)
+    for count in range(math.ceil(size / _CHUNK), math.ceil(size / _SHORTEST_OVERLAPPING) + 1):
+        # Chunks of one length: a short last one would leave engines idle.
+        chunk = math.ceil(size / count)
+        if _layer_needed(size, itemsize, chunk, True, spec) <= room:
+            return chunk, True
+    chunk = _CHUNK
+    while chunk >= min(_SHORT_CHUNK, spec.bn_stats_fmax):
+        if _layer_needed(size, itemsize, chunk, False, spec) <= room:
+            return min(chunk, size), False
+        chunk //= 2
+    return None
+
+
+def _stats_columns(size: int, width: int, spec: CoreSpec) -> int:
+    """Return how many columns of a chunk leave their statistics to Vector."""
+    if size <= _SHORT_ROW * spec.bn_stats_fmax:
+        return width
+    if width < _WHOLE * spec.bn_stats_fmax:
+        return round(width * _VECTOR_STATS_SHARE)
+    pieces = math.ceil(width * _VECTOR_STATS_SHARE / spec.bn_stats_fmax)
+    return min(width, pieces * spec.bn_stats_fmax)
+
+
+def _too_long(axes: Axes, dtype: str, most: int, spec: CoreSpec) -> tuple[str, ...]:
     if axes["H"] <= most:
         return ()
     reason = (
@@ -90,34 +130,46 @@ def piece(chunk: int) -> int:
 
 
 def _rms_limits(axes: Axes, dtype: str, spec: CoreSpec) -> tuple[str, ...]:
-    return _limits(1, 0, axes, dtype, spec)
+    row = 2 * as_dtype(dtype).itemsize
+    room = spec.sbuf_usable_bytes - SLACK_BYTES
+    # Rows shorter than a short chunk are one chunk, longer ones need one.
+    short = min(_SHORT_CHUNK, room // (row + _RMS_CHUNK_BYTES))
+    most = max(short, (room - _SHORT_CHUNK * _RMS_CHUNK_BYTES) // row)
+    return _too_long(axes, dtype, most, spec)
 
 
 def _layer_limits(axes: Axes, dtype: str, spec: CoreSpec) -> tuple[str, ...]:
-    return _limits(2, 2, axes, dtype, spec)
+    itemsize = as_dtype(dtype).itemsize
+    if _layer_fit(axes["H"], itemsize, spec) is not None:
+        return ()
+    sizes = range(1, spec.sbuf_usable_bytes + 1)
+    most = bisect.bisect_left(sizes, True, key=lambda h: _layer_fit(h, itemsize, spec) is None)
+    return _too_long(axes, dtype, most, spec)
 
 
 def _rms_configure(axes: Axes, dtype: str, spec: CoreSpec) -> RmsNormConfig:
-    chunk, ahead = _fit(axes, as_dtype(dtype).itemsize, 1, 0, 1, spec)
+    chunk, ahead = _rms_fit(axes, as_dtype(dtype).itemsize, spec)
     return RmsNormConfig(chunk=chunk, piece=piece(chunk), ahead=ahead, hwdge=spec.generation >= 3)
 
 
 def _layer_configure(axes: Axes, dtype: str, spec: CoreSpec) -> LayerNormConfig:
-    chunk, more = _fit(axes, as_dtype(dtype).itemsize, 2, 2, 2, spec)
-    size, step = axes["H"], spec.bn_stats_fmax
-    if size <= _SHORT_ROW * step:
-        stats, shift, scale = size, 0, 0
-    else:
-        stats = round(size * _VECTOR_STATS_SHARE / step) * step
-        shift, scale = int(size * _POOL_SHIFT_SHARE), int(size * _POOL_SCALE_SHARE)
+    size = axes["H"]
+    # A row that does not fit is refused elsewhere; its config is asked for all the same.
+    chunk, overlap = _layer_fit(size, as_dtype(dtype).itemsize, spec) or (
+        min(size, _SHORT_CHUNK),
+        False,
+    )
+    short = size <= _SHORT_ROW * spec.bn_stats_fmax
+    stats = _stats_columns(size, chunk, spec)
     return LayerNormConfig(
         vector_stats=stats,
-        pool_shift=shift,
-        pool_scale=scale,
+        # The fewer statistics Scalar has, the more it can scale.
+        pool_shift=0 if short else int(chunk * _POOL_SHIFT_SHARE + stats * _POOL_SHIFT_BY_STATS),
+        pool_scale=0 if short else int(chunk * _POOL_SCALE_SHARE),
         chunk=chunk,
         piece=piece(chunk),
-        ahead=max(0, more - 1),
-        lag=min(1, more),
+        ahead=1 if overlap else 0,
+        overlap=overlap,
         hwdge=spec.generation >= 3,
     )
 
@@ -149,7 +201,7 @@ def _layer_config_problems(config: Any, dtype: str, spec: CoreSpec) -> tuple[str
         return (another_config(config, "a LayerNormConfig"),)
     columns = {"vector_stats": 0, "pool_shift": 0, "pool_scale": 0}
     least = {"chunk": 1, "piece": 1, "ahead": 0, **columns}
-    return field_problems(config, least, spec, switches=("lag",))
+    return field_problems(config, least, spec)
 
 
 def another_config(config: Any, wanted: str) -> str:
@@ -157,13 +209,8 @@ def another_config(config: Any, wanted: str) -> str:
     return f"config is {config!r}; {wanted} is needed; pass one, or None to choose it"
 
 
-def field_problems(
-    config: Any, least: dict[str, int], spec: CoreSpec, switches: tuple[str, ...] = ()
-) -> tuple[str, ...]:
-    """Return what is wrong with the integers, by name and least value, and with `hwdge`.
-
-    `switches` are 0 or 1.
-    """
+def field_problems(config: Any, least: dict[str, int], spec: CoreSpec) -> tuple[str, ...]:
+    """Return what is wrong with the integers, by name and least value, and with `hwdge`."""
     reasons = []
     for name, smallest in least.items():
         value = getattr(config, name)
@@ -173,10 +220,6 @@ def field_problems(
         reasons.append(
             f"config.hwdge needs gen3; {spec.name} is gen{spec.generation}; set it to False"
         )
-    for name in switches:
-        value = getattr(config, name)
-        if type(value) is not int or value not in (0, 1):
-            reasons.append(f"config.{name} is {value!r}; allowed are 0 and 1")
     return tuple(reasons)
 
 

@@ -129,7 +129,7 @@ def test_no_config_changes_the_mathematics_of_rms_norm(
 @pytest.mark.parametrize("present", [given for op, given in EVERY if op == "layer_norm"])
 @given(
     dtype=dtypes, seed=seeds(), vector_stats=columns, pool_shift=columns, pool_scale=columns,
-    lag=st.integers(0, 1), n=toy_sizes["n"], h=extents(TOY.bn_stats_fmax, 50), **config_fields,
+    overlap=st.booleans(), n=toy_sizes["n"], h=extents(TOY.bn_stats_fmax, 50), **config_fields,
 )  # fmt: skip
 def test_no_config_changes_the_mathematics_of_layer_norm(present, n, h, dtype, seed, **fields):
     inputs = operands("layer_norm", n, h, dtype, seed, present)
@@ -363,7 +363,9 @@ def test_every_reason_is_listed_and_the_gravest_names_the_error(op, monkeypatch)
     assert [reason.split()[0] for reason in found] == ["weight", "H", "eps"]
 
 
-@pytest.mark.parametrize("eps", [0, 1e-6, np.float32(1e-6), np.float16(0.5), 1e29, 10**9, 2.0**120, 3.4e38], ids=repr)
+@pytest.mark.parametrize(
+    "eps", [0, 1e-6, np.float32(1e-6), np.float16(0.5), 1e29, 10**9, 2.0**120, 3.4e38], ids=repr
+)
 @pytest.mark.parametrize("op", NORMS)
 def test_any_number_is_an_eps(op, eps):
     inputs = operands(op, 3, 20, "float32")

@@ -287,10 +287,8 @@ def test_values_change_no_event(op, weighted, dtype):
 def test_stages_see_every_chunk_once_and_in_order():
     for tiles, chunks, slack, ahead in [(1, 1, 0, 0), (3, 2, 1, 1), (2, 5, 0, 2)]:
         for overlap in (True, False):
-            config = RmsNormBackwardConfig(
-                chunk=8, pool=0, ahead=ahead, overlap=overlap, hwdge=True
-            )
-            steps = steps_module.pipeline(tiles, chunks, slack, config)
+            offsets = steps_module.backward_offsets(chunks, slack, ahead)
+            steps = steps_module.pipeline(tiles, chunks, offsets, overlap)
             every = [(tile, chunk) for tile in range(tiles) for chunk in range(chunks)]
             at = {}
             for stage in ("load_x", "measure", "load_dy", "multiply", "write"):

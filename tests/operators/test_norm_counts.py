@@ -23,15 +23,15 @@ CONFIGS = {
     "layer_norm": [
         LayerNormConfig(
             vector_stats=50, pool_shift=0, pool_scale=0,
-            chunk=64, piece=64, ahead=0, lag=0, hwdge=False,
+            chunk=64, piece=64, ahead=0, overlap=False, hwdge=False,
         ),
         LayerNormConfig(
             vector_stats=0, pool_shift=7, pool_scale=20,
-            chunk=16, piece=5, ahead=0, lag=1, hwdge=True,
+            chunk=16, piece=5, ahead=0, overlap=True, hwdge=True,
         ),
         LayerNormConfig(
             vector_stats=32, pool_shift=40, pool_scale=40,
-            chunk=9, piece=16, ahead=0, lag=1, hwdge=True,
+            chunk=9, piece=16, ahead=0, overlap=True, hwdge=True,
         ),
     ],
 }  # fmt: skip
@@ -62,41 +62,47 @@ def rms_norm(n, h, present, config):
     }
 
 
-def scaling(present, engine):
-    """Return the instructions that turn a chunk of a row into its result."""
+def scaling(present, size, config):
+    """Return the instructions that turn a piece of a row into its result."""
     if not present:
         return ["tensor_scalar"]
     if present == ("bias",):
         return ["tensor_scalar", "tensor_tensor"]
     if present == ("weight",):
         return ["scalar_tensor_tensor", "tensor_scalar"]
-    last = {
-        "vector": ["scalar_tensor_tensor"],
-        "scalar": ["activation", "tensor_tensor"],
-        "gpsimd": ["tensor_tensor", "tensor_tensor"],
-    }
-    return ["scalar_tensor_tensor", *last[engine]]
+    part = size / max(size, config.chunk)
+    by_scalar = min(size, int(config.pool_shift * part))
+    by_pool = min(size, int((config.pool_shift + config.pool_scale) * part))
+    return [
+        "scalar_tensor_tensor",
+        *["activation"] * (by_scalar > 0),
+        *["tensor_tensor"] * (by_scalar < by_pool),
+        *["scalar_tensor_tensor"] * (by_pool < size),
+        *["tensor_tensor"] * (by_pool > 0),
+    ]
 
 
 def layer_norm(n, h, present, config):
     tiles = pieces(0, n, TOY.partitions)
+    cuts = [min(config.chunk, h - at) for at in range(0, h, config.chunk)]
     counts = Counter(
-        memset=1, dma_copy=pieces(0, h, config.piece) + tiles - 1 + len(present),
+        memset=1, dma_copy=len(present) * len(cuts),
         bn_aggr=tiles, tensor_scalar=tiles, scalar_tensor_tensor=tiles,
     )  # fmt: skip
     for index in range(tiles):
-        by_vector = h if index == 0 else min(h, config.vector_stats)
-        counts["bn_stats"] += pieces(0, by_vector, TOY.bn_stats_fmax)
-        # Mean, then squares about it; and the count of these columns, once per tile in turn.
-        counts["activation"] += 2 * pieces(by_vector, h, config.chunk)
-        counts["memset"] += by_vector < h and index <= 2
-        width = config.piece if index == tiles - 1 else config.chunk
-        first, second = min(h, config.pool_shift), min(h, config.pool_shift + config.pool_scale)
-        for engine, start, stop in [
-            ("scalar", 0, first), ("gpsimd", first, second), ("vector", second, h),
-        ]:  # fmt: skip
-            for opcode in ["dma_copy", *scaling(present, engine)]:
-                counts[opcode] += pieces(start, stop, width)
+        by_vector = config.vector_stats
+        if index == 0:
+            by_vector = max(by_vector, (config.chunk + 1) // 2)
+        for width in cuts:
+            share = min(width, by_vector)
+            counts["dma_copy"] += pieces(0, width, config.piece) if index == 0 else 1
+            counts["bn_stats"] += pieces(0, share, TOY.bn_stats_fmax)
+            # Mean, then squares about it; and the count of these columns, once per tile in turn.
+            counts["activation"] += 2 * (share < width)
+            counts["memset"] += share < width and index <= 2
+            step = config.piece if index == tiles - 1 else config.chunk
+            for at in range(0, width, step):
+                counts.update(["dma_copy", *scaling(present, min(step, width - at), config)])
     return counts
 
 

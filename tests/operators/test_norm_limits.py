@@ -109,7 +109,7 @@ def test_a_config_too_large_for_the_core_does_not_fit():
 
 RMS = RmsNormConfig(chunk=4, piece=2, ahead=1, hwdge=False)
 LAYER = LayerNormConfig(
-    vector_stats=4, pool_shift=1, pool_scale=2, chunk=4, piece=2, ahead=1, lag=1, hwdge=False
+    vector_stats=4, pool_shift=1, pool_scale=2, chunk=4, piece=2, ahead=1, overlap=True, hwdge=False
 )
 BAD = [
     ({"chunk": 0}, "toy", "config.chunk is 0; it must be an int of at least 1"),
@@ -121,8 +121,6 @@ BAD_LAYER = [
     ({"vector_stats": -1}, "toy", "config.vector_stats is -1; it must be an int of at least 0"),
     ({"pool_shift": True}, "toy", "config.pool_shift is True; it must be an int of at least 0"),
     ({"pool_scale": None}, "toy", "config.pool_scale is None; it must be an int of at least 0"),
-    ({"lag": 2}, "toy", "config.lag is 2; allowed are 0 and 1"),
-    ({"lag": True}, "toy", "config.lag is True; allowed are 0 and 1"),
 ]
 
 
@@ -142,8 +140,10 @@ def test_a_config_that_cannot_run_says_why(op, good, changes, target, text):
 
 
 def test_every_reason_of_a_config_is_listed():
-    config = dataclasses.replace(LAYER, chunk=0, lag=5, hwdge=True)
-    with pytest.raises(ConfigError, match=r"(?s)3 problems.*config.chunk.*hwdge.*config.lag"):
+    config = dataclasses.replace(LAYER, chunk=0, pool_scale=-1, hwdge=True)
+    with pytest.raises(
+        ConfigError, match=r"(?s)3 problems.*config.chunk.*config.pool_scale.*hwdge"
+    ):
         call("layer_norm", operands("layer_norm", 2, 6, "bfloat16"), config=config, target="trn1")
 
 

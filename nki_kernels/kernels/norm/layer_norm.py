@@ -9,19 +9,15 @@ import nki.isa as nisa
 import nki.language as nl
 
 from nki_kernels.kernels.norm.moments import (
+    measure_moments,
     merge_moments,
+    moment_places,
     moments_tile,
-    partial_moments,
     reciprocal_root,
     root_constants,
 )
-from nki_kernels.kernels.norm.rows import (
-    broadcast_rows,
-    in_step,
-    row_spans,
-    spans,
-    take_rows,
-)
+from nki_kernels.kernels.norm.rows import broadcast_columns, row_spans, spans
+from nki_kernels.kernels.norm.steps import load_pieces, pipeline, store_ready
 
 #: Tiles of partial statistics in use at once: those being filled and those being merged.
 _TURNS = 2
@@ -31,20 +27,19 @@ _TURNS = 2
 class LayerNormConfig(nl.NKIObject):
     """Tuning of layer_norm: which engine takes which columns. No field changes the mathematics.
 
-    Counts of columns are upper bounds: a row that has fewer gives what it has.
+    Counts of columns are upper bounds: a chunk that has fewer gives what it has.
 
     Attributes:
-        vector_stats: leading columns whose statistics Vector computes (bn_stats); the rest go to
-            Scalar in two passes, the second centred on the mean of the first.
-        pool_shift: leading columns scaled on Scalar and shifted by the bias on GpSimd instead of
-            both on Vector. Rests on GpSimd's assumed rate: 0 keeps it out.
+        vector_stats: leading columns of each chunk whose statistics Vector computes (bn_stats); the
+            rest go to Scalar in two passes, the second centred on the mean of the first.
+        pool_shift: leading columns of each chunk scaled on Scalar and shifted by the bias on GpSimd
+            instead of both on Vector. Rests on GpSimd's assumed rate: 0 keeps it out.
         pool_scale: columns after those whose scaling GpSimd does as well.
-        chunk: columns per instruction and store.
-        piece: columns per load, and per instruction and store of the last row tile, whose work
-            nothing follows that could hide it.
-        ahead: row tiles loaded before they are needed.
-        lag: row tiles between the statistics and the rest, 0 or 1. With 1 each engine always has
-            the other's finished tile to work on; it holds one more row tile in SBUF.
+        chunk: columns per load, instruction and store.
+        piece: columns per load of the first row tile, and per instruction and store of the last,
+            where nothing else hides the work.
+        ahead: chunks loaded before they are needed.
+        overlap: start a row tile before the one before it is through.
         hwdge: load through the hardware descriptor engine (gen3 and later).
     """
 
@@ -54,7 +49,7 @@ class LayerNormConfig(nl.NKIObject):
     chunk: int
     piece: int
     ahead: int
-    lag: int
+    overlap: bool
     hwdge: bool
 
 
@@ -77,78 +72,94 @@ def layer_norm(x, weight, bias, eps, out_dtype, config):
 
     Returns:
         [N, H] HBM, out_dtype. Statistics are float32 and centred: no difference of large squares.
-    Data flow: HBM -> SBUF [P, H] -> Scalar and Vector (statistics) -> Vector ((x - mean) * weight)
-        -> Vector, or Scalar and GpSimd (* rstd + bias) -> HBM.
-    Limits: Vector, Scalar and GpSimd together. A pass over a [128, 4096] tile takes Vector 4.4 us
-        in float32 and Scalar 3.5, DMA needs 5.7 us for all of it, and there are two passes of
-        statistics (one for bn_stats) and two of scaling. The config shares them out.
+    Data flow: HBM -> SBUF [P, chunk] -> Scalar and Vector (statistics) -> GpSimd (rstd) -> Vector
+        ((x - mean) * weight) -> Vector, or Scalar and GpSimd (* rstd + bias) -> HBM.
+    Limits: Vector, Scalar and GpSimd together, in bfloat16 (model, ns per column of a row tile):
+        Vector 1.04 for (x - mean) * weight, 1.24 per column of bn_stats and 1.04 per column scaled
+        and shifted; Scalar 1.67 per column of statistics (two passes), 0.83 scaled; GpSimd 1.67
+        shifted, 3.33 scaled and shifted. No share of columns takes all three below 1.62, where DMA
+        needs 1.39: with instruction overheads (0.1 us each, eight of Vector's) 7.2 us per
+        [128, 4096], 230 us for 32 of them, and 25 for start, first load, last row tile and end:
+        71 % of the DMA roofline. The config reaches 69 (264 us), 69.5 at 16384 columns, 69 at 2880.
+        bfloat16 steps would be faster and round thrice; sums on PE mix rows, NaN included.
+    Instructions: 10 per chunk and row tile, 3 more per row tile.
     """
     rows, size = x.shape
     y = nl.ndarray((rows, size), dtype=out_dtype, buffer=nl.shared_hbm)
-    row_tiles = row_spans(rows)
+    cuts = spans(0, size, config.chunk)
+    tiles = [{"rows": span, "x": []} for span in row_spans(rows)]
     epsilon = root_constants(eps)
-    tiles = []
-    scale = None
-    shift = None
-    waiting = []
-    stats = []
-    for index in range(len(row_tiles)):
-        start, stop = row_tiles[index]
-        (tile,) = take_rows((x,), tiles, row_tiles, index, config)
-        if index == 0:
-            # After the first rows: their statistics need neither.
-            scale = broadcast_rows(weight, stop - start, config)
-            shift = broadcast_rows(bias, stop - start, config)
-        # Nothing precedes the first rows, so Vector is free to take all their statistics.
-        by_vector = size if index == 0 else min(config.vector_stats, size)
-        if index <= _TURNS:
-            stats.append(moments_tile(size, by_vector))
-        # The first rows have a tile of their own, the others take turns.
-        turn = index if index <= _TURNS else 1 + (index - 1) % _TURNS
-        partial = stats[turn][0 : stop - start, :]
-        partial_moments(tile, partial, by_vector, config)
-        if config.lag > 0 and index > 0:
-            _write_rows(y, waiting.pop(0), scale, shift, config)
-        mean, shifted = merge_moments(partial, epsilon)
-        waiting.append((row_tiles[index], tile, mean, reciprocal_root(shifted)))
-        if config.lag == 0:
-            _write_rows(y, waiting.pop(0), scale, shift, config)
-    for rows_left in waiting:
-        _write_rows(y, rows_left, scale, shift, config)
+    places = moment_places(cuts, config.vector_stats)
+    # Nothing precedes the first rows: Vector is free to take half of their statistics.
+    halves = moment_places(cuts, max(config.vector_stats, (config.chunk + 1) // 2))
+    first = moments_tile(halves)
+    turns = [moments_tile(places) for _ in range(min(_TURNS, len(tiles) - 1))]
+    vectors = [_parameter(weight, rows), _parameter(bias, rows)]
+    first_write = min(1, len(tiles) - 1) if config.overlap else 0
+    ready = []
+    # The statistics of a chunk go beside the rest of the row tile before.
+    offsets = {"load": 0, "measure": config.ahead, "write": config.ahead + len(cuts)}
+    for step in pipeline(len(tiles), len(cuts), offsets, config.overlap):
+        if "load" in step:
+            index, chunk = step["load"]
+            width = config.piece if index == 0 else config.chunk
+            tile = load_pieces(x, tiles[index]["rows"], cuts[chunk], width, config)
+            tiles[index]["x"].append(tile)
+            if index == first_write:
+                # Behind what the statistics of the first rows, and of the second, need.
+                broadcast_columns(vectors[0], weight, cuts[chunk], config)
+                broadcast_columns(vectors[1], bias, cuts[chunk], config)
+        for waiting in ready:
+            store_ready(waiting, config)
+        ready = []
+        if "measure" in step:
+            index, chunk = step["measure"]
+            stats = first if index == 0 else turns[(index - 1) % _TURNS]
+            tiles[index]["stats"] = stats[0 : tiles[index]["x"][chunk].shape[0], :]
+            place = halves[chunk] if index == 0 else places[chunk]
+            measure_moments(tiles[index]["x"][chunk], place, tiles[index]["stats"])
+        if "write" in step:
+            index, chunk = step["write"]
+            ready = _write(y, tiles[index], chunk, cuts[chunk], vectors, config)
+        if "measure" in step and step["measure"][1] == len(cuts) - 1:
+            # Behind the row tile before: Vector would wait for Scalar's share.
+            tile = tiles[step["measure"][0]]
+            tile["mean"], shifted = merge_moments(tile["stats"], epsilon)
+            tile["factor"] = reciprocal_root(shifted)
+    for waiting in ready:
+        store_ready(waiting, config)
     return y
 
 
-def _write_rows(y, rows, scale, shift, config):
-    """Normalise one row tile and store it, chunk by chunk."""
-    (start, stop), tile, mean, factor = rows
+def _parameter(vector, rows):
+    """Return a tile for `vector` [H] on as many partitions as the first row tile has, or None."""
+    if vector is None:
+        return None
+    count = min(rows, nl.tile_size.pmax)
+    return nl.ndarray((count, vector.shape[0]), dtype=vector.dtype, buffer=nl.sbuf)
+
+
+def _write(y, tile, chunk, cut, vectors, config):
+    """Normalise one chunk; return [(where it belongs, the chunk)], in pieces of the last rows."""
+    start, stop = tile["rows"]
+    scale, shift = vectors
+    columns = tile["x"][chunk]
+    tile["x"][chunk] = None
+    ready = []
     width = config.piece if stop == y.shape[0] else config.chunk
-    size = tile.shape[1]
-    by_scalar = min(config.pool_shift, size)
-    by_pool = min(config.pool_shift + config.pool_scale, size)
-    shares = [
-        (spans(by_scalar, by_pool, width), nisa.engine.gpsimd),
-        (spans(0, by_scalar, width), nisa.engine.scalar),
-        (spans(by_pool, size, width), nisa.engine.vector),
-    ]
-    # In step with each other, GpSimd's first as the longest path: with all of one engine's columns
-    # before the next one's, the tiles in flight would all wait for the slowest engine.
-    # GpSimd's first, as the longest path.
-    for left, right, scales in in_step(shares):
+    for left, right in spans(cut[0], cut[1], width):
         scale_columns = None if scale is None else scale[0 : stop - start, left:right]
         shift_columns = None if shift is None else shift[0 : stop - start, left:right]
         result = nl.ndarray((stop - start, right - left), dtype=y.dtype, buffer=nl.sbuf)
-        columns = tile[:, left:right]
-        _apply(result, columns, mean, factor, scale_columns, shift_columns, scales)
-        # Behind the loads, not on GpSimd's queue: a trigger there holds GpSimd's own work back.
-        mode = nisa.dge_mode.hwdge if config.hwdge else nisa.dge_mode.unknown
-        nisa.dma_copy(dst=y[start:stop, left:right], src=result, dge_mode=mode)
+        piece = columns[:, left - cut[0] : right - cut[0]]
+        _apply(result, piece, tile, scale_columns, shift_columns, config)
+        ready.append((y[start:stop, left:right], result))
+    return ready
 
 
-def _apply(result, columns, mean, factor, scale, shift, scales):
-    """result = (columns - mean) * factor * scale + shift, float32 until the one rounding.
-
-    `scales` is the engine that multiplies by `factor`; unless it is Vector, GpSimd adds `shift`.
-    """
+def _apply(result, columns, tile, scale, shift, config):
+    """result = (columns - mean) * factor * scale + shift, float32 until the one rounding."""
+    mean, factor = tile["mean"], tile["factor"]
     if scale is None and shift is None:
         _standardise(result, columns, mean, factor)
         return
@@ -163,21 +174,49 @@ def _apply(result, columns, mean, factor, scale, shift, scales):
     if shift is None:
         nisa.tensor_scalar(dst=result, data=middle, op0=nl.multiply, operand0=factor)
         return
-    if scales == nisa.engine.vector:
+    _scale_and_shift(result, middle, factor, shift, config)
+
+
+def _scale_and_shift(result, middle, factor, shift, config):
+    """result = middle * factor + shift: the leading columns by Scalar and GpSimd, then GpSimd."""
+    size = middle.shape[1]
+    # A last chunk or a piece that is shorter is shared out like the others.
+    part = size / max(size, config.chunk)
+    by_scalar = min(size, int(config.pool_shift * part))
+    by_pool = min(size, int((config.pool_shift + config.pool_scale) * part))
+    if by_pool > 0:
+        scaled = nl.ndarray((middle.shape[0], by_pool), dtype=nl.float32, buffer=nl.sbuf)
+        if by_scalar > 0:
+            nisa.activation(
+                dst=scaled[:, 0:by_scalar], op=nl.copy, data=middle[:, 0:by_scalar], scale=factor
+            )
+        if by_scalar < by_pool:
+            # GpSimd has no vector operand: it reads the factor with a step of 0.
+            wide = factor.broadcast(1, by_pool - by_scalar)
+            nisa.tensor_tensor(
+                dst=scaled[:, by_scalar:by_pool],
+                data1=middle[:, by_scalar:by_pool],
+                data2=wide,
+                op=nl.multiply,
+                engine=nisa.engine.gpsimd,
+            )
+    if by_pool < size:
         nisa.scalar_tensor_tensor(
-            dst=result, data=middle, op0=nl.multiply, operand0=factor, op1=nl.add, operand1=shift
+            dst=result[:, by_pool:size],
+            data=middle[:, by_pool:size],
+            op0=nl.multiply,
+            operand0=factor,
+            op1=nl.add,
+            operand1=shift[:, by_pool:size],
         )
-        return
-    scaled = nl.ndarray(columns.shape, dtype=nl.float32, buffer=nl.sbuf)
-    if scales == nisa.engine.scalar:
-        nisa.activation(dst=scaled, op=nl.copy, data=middle, scale=factor)
-    else:
-        # GpSimd has no vector operand: it reads the factor with a step of 0.
-        wide = factor.broadcast(1, columns.shape[1])
+    if by_pool > 0:
         nisa.tensor_tensor(
-            dst=scaled, data1=middle, data2=wide, op=nl.multiply, engine=nisa.engine.gpsimd
+            dst=result[:, 0:by_pool],
+            data1=scaled,
+            data2=shift[:, 0:by_pool],
+            op=nl.add,
+            engine=nisa.engine.gpsimd,
         )
-    nisa.tensor_tensor(dst=result, data1=scaled, data2=shift, op=nl.add, engine=nisa.engine.gpsimd)
 
 
 def _standardise(result, columns, mean, factor):

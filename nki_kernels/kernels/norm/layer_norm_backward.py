@@ -15,7 +15,14 @@ from nki_kernels.kernels.norm.column_sums import (
     sum_columns,
     whole_blocks,
 )
-from nki_kernels.kernels.norm.moments import merge_moments, reciprocal_root, root_constants
+from nki_kernels.kernels.norm.moments import (
+    measure_moments,
+    merge_moments,
+    moment_places,
+    moments_tile,
+    reciprocal_root,
+    root_constants,
+)
 from nki_kernels.kernels.norm.rows import (
     accumulate_chunk,
     broadcast_rows,
@@ -24,6 +31,7 @@ from nki_kernels.kernels.norm.rows import (
 )
 from nki_kernels.kernels.norm.steps import (
     add_up,
+    backward_offsets,
     load_chunk,
     multiply_columns,
     multiply_shared,
@@ -100,10 +108,12 @@ def layer_norm_backward(dy, x, weight, eps, out_dtype, config):
     ones = nl.ndarray((nl.tile_size.pmax, 1), dtype=dy.dtype, buffer=nl.sbuf)
     nisa.memset(dst=ones, value=1.0)
     for_weight, for_bias = column_sums(size, 2, nl.sbuf)
-    places, turns = _statistics(cuts, config)
+    places = moment_places(cuts, config.vector_stats)
+    turns = [moments_tile(places) for _ in range(_TURNS)]
     scale = None
     ready = None
-    for step in pipeline(len(tiles), len(cuts), _SLACK, config):
+    offsets = backward_offsets(len(cuts), _SLACK, config.ahead)
+    for step in pipeline(len(tiles), len(cuts), offsets, config.overlap):
         if "load_x" in step:
             tile, chunk = tiles[step["load_x"][0]], step["load_x"][1]
             tile["x"].append(load_chunk(x, tile["rows"], cuts[chunk], config))
@@ -121,7 +131,9 @@ def layer_norm_backward(dy, x, weight, eps, out_dtype, config):
             line = _line(tiles[index], chunk, size)
         if "measure" in step:
             index, chunk = step["measure"]
-            _measure(tiles[index], chunk, places[chunk], turns[index % _TURNS])
+            tile = tiles[index]
+            tile["stats"] = turns[index % _TURNS][0 : tile["x"][chunk].shape[0], :]
+            measure_moments(tile["x"][chunk], places[chunk], tile["stats"])
         if "multiply" in step:
             index, chunk = step["multiply"]
             if chunk == 0:
@@ -139,49 +151,6 @@ def layer_norm_backward(dy, x, weight, eps, out_dtype, config):
     store_column_sums(dweight, for_weight)
     store_column_sums(dbias, for_bias)
     return dx, dweight, dbias
-
-
-def _statistics(cuts, config):
-    """Return where each chunk's partial statistics are, and tiles for them that take turns.
-
-    Per piece of bn_stats two triples (count, mean, var * count), and one for Scalar's columns. The
-    counts of those are written here, once and not per row tile.
-    """
-    places = []
-    width = 0
-    for left, right in cuts:
-        by_vector = min(config.vector_stats, right - left)
-        pieces = spans(0, by_vector, nl.tile_size.bn_stats_fmax)
-        places.append({"at": width, "pieces": pieces, "by_vector": by_vector})
-        width += 6 * len(pieces) + (3 if by_vector < right - left else 0)
-    turns = []
-    for _ in range(_TURNS):
-        stats = nl.ndarray((nl.tile_size.pmax, width), dtype=nl.float32, buffer=nl.sbuf)
-        for number in range(len(cuts)):
-            place, (left, right) = places[number], cuts[number]
-            if place["by_vector"] < right - left:
-                at = place["at"] + 6 * len(place["pieces"])
-                count = float(right - left - place["by_vector"])
-                nisa.memset(dst=stats[:, at : at + 1], value=count)
-        turns.append(stats)
-    return places, turns
-
-
-def _measure(tile, chunk, place, stats):
-    """Write the partial statistics of one chunk to its place in `stats`."""
-    columns = tile["x"][chunk]
-    rows, width = columns.shape
-    tile["stats"] = stats[0:rows, :]
-    at, by_vector = place["at"], place["by_vector"]
-    for left, right in place["pieces"]:
-        nisa.bn_stats(dst=stats[0:rows, at : at + 6], data=columns[:, left:right])
-        at += 6
-    if by_vector < width:
-        rest = columns[:, by_vector:width]
-        mean, deviations = stats[0:rows, at + 1 : at + 2], stats[0:rows, at + 2 : at + 3]
-        accumulate_chunk(nl.copy, rest, mean, True, scale=1.0 / (width - by_vector))
-        # (mean - x)^2: the sign is free, and the mean is a bias as it stands.
-        accumulate_chunk(nl.square, rest, deviations, True, scale=-1.0, bias=mean)
 
 
 def _multiply(tile, chunk, cuts, scale, ones, config):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import nki.isa as nisa
 import nki.language as nl
 
-from nki_kernels.kernels.norm.rows import accumulate_rows, spans
+from nki_kernels.kernels.norm.rows import accumulate_chunk, accumulate_rows, spans
 
 
 def root_constants(eps):
@@ -52,33 +52,50 @@ def reciprocal_rms(tile, epsilon, config):
     return reciprocal_root(shifted_squares(total, 1.0 / size, epsilon))
 
 
-def moments_tile(size, by_vector):
-    """Return a [P, 3 * pieces] tile for partial statistics, the count of Scalar's in place.
+def moment_places(cuts, by_vector):
+    """Return where the partial statistics of each chunk of a row are, side by side.
 
-    Its users take turns, so that the count is written once and not per row tile.
+    Per piece of bn_stats (the leading `by_vector` columns of a chunk) there are two triples (count,
+    mean, var * count), and one for Scalar's columns.
     """
-    pieces = 2 * len(spans(0, by_vector, nl.tile_size.bn_stats_fmax))
-    width = 3 * (pieces + (1 if by_vector < size else 0))
+    places = []
+    width = 0
+    for left, right in cuts:
+        share = min(by_vector, right - left)
+        pieces = spans(0, share, nl.tile_size.bn_stats_fmax)
+        rest = right - left - share
+        places.append({"at": width, "pieces": pieces, "rest": rest})
+        width += 6 * len(pieces) + (3 if rest > 0 else 0)
+    return places
+
+
+def moments_tile(places):
+    """Return a tile for partial statistics, the counts of Scalar's columns in place.
+
+    Its users take turns, so that the counts are written once and not per row tile.
+    """
+    last = places[-1]
+    width = last["at"] + 6 * len(last["pieces"]) + (3 if last["rest"] > 0 else 0)
     stats = nl.ndarray((nl.tile_size.pmax, width), dtype=nl.float32, buffer=nl.sbuf)
-    if by_vector < size:
-        nisa.memset(dst=stats[:, width - 3 : width - 2], value=float(size - by_vector))
+    for place in places:
+        if place["rest"] > 0:
+            at = place["at"] + 6 * len(place["pieces"])
+            nisa.memset(dst=stats[:, at : at + 1], value=float(place["rest"]))
     return stats
 
 
-def partial_moments(tile, stats, by_vector, config):
-    """Fill `stats` with (count, mean, var * count) of pieces of each row, side by side."""
-    size, width = tile.shape[1], stats.shape[1]
-    cuts = spans(0, by_vector, nl.tile_size.bn_stats_fmax)
-    for number in range(len(cuts)):
-        left, right = cuts[number]
-        nisa.bn_stats(dst=stats[:, 6 * number : 6 * number + 6], data=tile[:, left:right])
-    if by_vector == size:
-        return
-    columns = tile[:, by_vector:size]
-    mean, deviations = stats[:, width - 2 : width - 1], stats[:, width - 1 : width]
-    accumulate_rows(nl.copy, columns, config.chunk, mean, scale=1.0 / (size - by_vector))
-    # (mean - x)^2: the sign is free, and the mean is a bias as it stands.
-    accumulate_rows(nl.square, columns, config.chunk, deviations, scale=-1.0, bias=mean)
+def measure_moments(columns, place, stats):
+    """Write the partial statistics of one chunk [rows, columns] to its place in `stats`."""
+    at, width = place["at"], columns.shape[1]
+    for left, right in place["pieces"]:
+        nisa.bn_stats(dst=stats[:, at : at + 6], data=columns[:, left:right])
+        at += 6
+    if place["rest"] > 0:
+        rest = columns[:, width - place["rest"] : width]
+        mean, deviations = stats[:, at + 1 : at + 2], stats[:, at + 2 : at + 3]
+        accumulate_chunk(nl.copy, rest, mean, True, scale=1.0 / place["rest"])
+        # (mean - x)^2: the sign is free, and the mean is a bias as it stands.
+        accumulate_chunk(nl.square, rest, deviations, True, scale=-1.0, bias=mean)
 
 
 def merge_moments(stats, epsilon):

@@ -52,7 +52,8 @@ def rms_norm(x, weight, eps, out_dtype, config):
     Returns:
         [N, H] HBM, out_dtype. Statistics are float32.
 
-    Data flow: HBM -> SBUF [P, H] -> Scalar (square, sum) -> GpSimd (rsqrt) -> Vector (scale, weight) -> HBM.
+    Data flow: HBM -> SBUF [P, H] -> Scalar (square, sum) -> GpSimd (rsqrt) -> Vector (scale,
+        weight) -> HBM.
     Limits: DMA. Per [128, 4096] bf16 tile it takes 5.7 us, Scalar 3.9, Vector 4.4.
     """
     rows, size = x.shape

@@ -24,6 +24,7 @@ from nki_kernels.kernels.norm.rows import (
 )
 from nki_kernels.kernels.norm.steps import (
     add_up,
+    backward_offsets,
     load_chunk,
     multiply_columns,
     multiply_shared,
@@ -93,7 +94,8 @@ def rms_norm_backward(dy, x, weight, eps, out_dtype, config):
     epsilon = root_constants(eps)
     scale = None
     ready = None
-    for step in pipeline(len(tiles), len(cuts), _SLACK, config):
+    offsets = backward_offsets(len(cuts), _SLACK, config.ahead)
+    for step in pipeline(len(tiles), len(cuts), offsets, config.overlap):
         if "load_x" in step:
             tile, chunk = tiles[step["load_x"][0]], step["load_x"][1]
             tile["x"].append(load_chunk(x, tile["rows"], cuts[chunk], config))

@@ -91,15 +91,24 @@ def load_rows(x, start, stop, config):
 
 
 def broadcast_rows(vector, rows, config):
-    """Return a [rows, H] tile whose every partition holds `vector` [H], or None for None.
+    """Return a [rows, H] tile whose every partition holds `vector` [H], or None for None."""
+    if vector is None:
+        return None
+    size = vector.shape[0]
+    tile = nl.ndarray((rows, size), dtype=vector.dtype, buffer=nl.sbuf)
+    broadcast_columns(tile, vector, (0, size), config)
+    return tile
+
+
+def broadcast_columns(tile, vector, cut, config):
+    """Copy columns `cut` of `vector` [H], unless it is None, to each partition of `tile` [rows, H].
 
     One DMA with a step of 0 over the rows. PE could do it from one row (a contraction over K = 1),
     but the eviction from PSUM costs Vector and Scalar more than the DMA costs the queue.
     """
-    if vector is None:
-        return None
-    size = vector.shape[0]
-    mode = nisa.dge_mode.hwdge if config.hwdge else nisa.dge_mode.unknown
-    tile = nl.ndarray((rows, size), dtype=vector.dtype, buffer=nl.sbuf)
-    nisa.dma_copy(dst=tile, src=vector.ap(pattern=[[0, rows], [1, size]]), dge_mode=mode)
-    return tile
+    if vector is not None:
+        left, right = cut
+        mode = nisa.dge_mode.hwdge if config.hwdge else nisa.dge_mode.unknown
+        pattern = [[0, tile.shape[0]], [1, right - left]]
+        source = vector.ap(pattern=pattern, offset=left)
+        nisa.dma_copy(dst=tile[:, left:right], src=source, dge_mode=mode)

@@ -1,4 +1,4 @@
-"""The pipeline of the backward kernels: row tiles pass its stages chunk by chunk.
+"""A pipeline over row tiles: they pass its stages chunk by chunk.
 
 At one step of time each stage works at one chunk of another row tile: the engines always have
 something of each other's to do, and of the row tiles that are in the making only the chunks between
@@ -10,26 +10,20 @@ from __future__ import annotations
 import nki.isa as nisa
 import nki.language as nl
 
+from nki_kernels.kernels.norm.rows import spans
 
-def pipeline(tiles, chunks, slack, config):
+
+def pipeline(tiles, chunks, offsets, overlap):
     """Return the steps: per step, {stage: (row tile, chunk)} of the stages that have work.
 
-    A stage sees the chunks of a row tile in order. "multiply" begins when "measure" is through with
-    the row tile, and "write" when "multiply" is, with `slack` steps between them for the sums to
-    arrive. Loads run `config.ahead` chunks before their use. Without `config.overlap` a row tile is
-    through before the next one begins, for rows of which SBUF holds no second one.
+    A stage sees the chunks of a row tile in order, `offsets[stage]` steps after the first stage;
+    the last stage of `offsets` is the last one through. Without `overlap` a row tile is through
+    before the next one begins, for rows of which SBUF holds no second one.
     """
-    multiply = chunks + slack + config.ahead
-    offsets = {
-        "load_x": 0,
-        "measure": config.ahead,
-        "load_dy": multiply - config.ahead,
-        "multiply": multiply,
-        "write": multiply + chunks + slack,
-    }
-    period = chunks if config.overlap else offsets["write"] + chunks
+    last = max(offsets.values())
+    period = chunks if overlap else last + chunks
     steps = []
-    for time in range((tiles - 1) * period + offsets["write"] + chunks):
+    for time in range((tiles - 1) * period + last + chunks):
         step = {}
         for stage in offsets:
             at = time - offsets[stage]
@@ -40,12 +34,45 @@ def pipeline(tiles, chunks, slack, config):
     return steps
 
 
+def backward_offsets(chunks, slack, ahead):
+    """Return the stages of a gradient kernel for `pipeline`.
+
+    "multiply" begins when "measure" is through with the row tile, and "write" when "multiply" is,
+    with `slack` steps between them for the sums to arrive. Loads run `ahead` chunks before their
+    use.
+    """
+    multiply = chunks + slack + ahead
+    return {
+        "load_x": 0,
+        "measure": ahead,
+        "load_dy": multiply - ahead,
+        "multiply": multiply,
+        "write": multiply + chunks + slack,
+    }
+
+
 def load_chunk(source, rows, columns, config):
     """Return source[rows, columns] in SBUF."""
+    return load_pieces(source, rows, columns, columns[1] - columns[0], config)
+
+
+def load_pieces(source, rows, columns, width, config):
+    """Return source[rows, columns] in SBUF, loaded in pieces of `width`, the last one first.
+
+    What reads a piece starts while the others are on their way; the statistics of the last columns
+    take longest.
+    """
     (start, stop), (left, right) = rows, columns
     mode = nisa.dge_mode.hwdge if config.hwdge else nisa.dge_mode.unknown
     tile = nl.ndarray((stop - start, right - left), dtype=source.dtype, buffer=nl.sbuf)
-    nisa.dma_copy(dst=tile, src=source[start:stop, left:right], dge_mode=mode)
+    cuts = spans(left, right, width)
+    for number in range(len(cuts)):
+        first, last = cuts[len(cuts) - 1 - number]
+        nisa.dma_copy(
+            dst=tile[:, first - left : last - left],
+            src=source[start:stop, first:last],
+            dge_mode=mode,
+        )
     return tile
 
 
