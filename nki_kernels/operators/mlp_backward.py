@@ -36,6 +36,11 @@ _LAYOUTS = {
 }
 
 
+#: Six programs, of which the first has three products, share what one product may have: passes of
+#: the device loop are that much shorter.
+_SHARES = {"hidden": 18, "dx": 6, "dweight": 6, "ddown": 6}
+
+
 def _as_products(axes: Axes) -> dict[str, dict[str, int]]:
     t, h, i = axes["T"], axes["H"], axes["I"]
     return {
@@ -59,10 +64,12 @@ def _chain(axes: Axes, spec: CoreSpec) -> int:
 
 def _configure(axes: Axes, dtype: str, spec: CoreSpec) -> GatedMlpBackwardConfig:
     parts = _as_products(axes)
-    found = {
-        name: products.configure(layout, parts[name], dtype, spec, tail=_TAIL)
-        for name, layout in _LAYOUTS.items()
-    }
+    found = {}
+    for name, layout in _LAYOUTS.items():
+        part = products.configure(layout, parts[name], dtype, spec, tail=_TAIL)
+        wave = part.wave_m * spec.stationary_fmax
+        share = max(1, part.rows // (_SHARES[name] * wave))
+        found[name] = dataclasses.replace(part, rows=wave * share)
     return GatedMlpBackwardConfig(
         **{**found, "hidden": _hidden(found["hidden"], axes, dtype, spec)}
     )
@@ -73,15 +80,8 @@ def _hidden(base: MatmulConfig, axes: Axes, dtype: str, spec: CoreSpec) -> Matmu
     width = base.wave_m * spec.stationary_fmax * as_dtype(dtype).itemsize
     held = 2 * width * math.ceil(axes["H"] / spec.partitions)
     hold = held <= int(spec.sbuf_usable_bytes * _HELD_SHARE)
-    wave = base.wave_m * spec.stationary_fmax
-    return dataclasses.replace(
-        base,
-        hold_a=hold,
-        # Half the slices in flight: four float32 tiles of each bank are alive.
-        prefetch=max(1, base.prefetch // 2),
-        # Three products share a pass.
-        rows=wave * max(1, base.rows // (3 * wave)),
-    )
+    # Half the slices in flight: four float32 tiles of each bank are alive.
+    return dataclasses.replace(base, hold_a=hold, prefetch=max(1, base.prefetch // 2))
 
 
 def _config_problems(config: Any, dtype: str, spec: CoreSpec) -> tuple[str, ...]:
