@@ -180,6 +180,11 @@ ENTRIES: Mapping[str, Entry] = {
         )
         for form in ("", "_paged", "_fp8", "_paged_fp8")
     },
+    "attention_chunked_prefill": Entry(
+        OPERATORS["attention_chunked_prefill"],
+        reference.decode.attention_decode_paged,
+        decode_inputs,
+    ),
     "rope": Entry(OPERATORS["rope"], reference.rope.rope, rope_inputs),
     "rope_batched": Entry(OPERATORS["rope_batched"], reference.rope.rope, rope_inputs),
 }

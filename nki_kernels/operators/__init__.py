@@ -7,6 +7,7 @@ from nki_kernels.operators.attention_backward import (
     ATTENTION_BACKWARD,
     CAUSAL_ATTENTION_BACKWARD,
 )
+from nki_kernels.operators.attention_chunk import ATTENTION_CHUNKED_PREFILL
 from nki_kernels.operators.attention_decode import DECODES
 from nki_kernels.operators.contract import Operator
 from nki_kernels.operators.dispatch import COMBINE, DISPATCH
@@ -43,6 +44,7 @@ OPERATORS: dict[str, Operator] = {
         LAYER_NORM_BACKWARD,
         *ROPES.values(),
         *DECODES.values(),
+        ATTENTION_CHUNKED_PREFILL,
         ATTENTION,
         CAUSAL_ATTENTION,
         ATTENTION_BACKWARD,

@@ -42,7 +42,8 @@ def _each(axes: Axes, spec: CoreSpec) -> int:
     return group * min(axes["T"], max(1, spec.partitions // group))
 
 
-def _keys(axes: Axes) -> int:
+def keys_of(axes: Axes) -> int:
+    """Keys of a sequence at most."""
     return axes["W"] * axes["P"] if "W" in axes else axes["S"]
 
 
@@ -70,7 +71,7 @@ def _needed(
         fold = max(1, min(fold, spec.moving_fmax // each))
         queries *= 2 * fold
     constants = 2 * 4 * spec.partitions + 8 * axes["B"] + 4 * axes["T"] + 8 * rows
-    masks = 4 * math.ceil(_keys(axes) / spec.partitions + 1) + 4 * columns * queries_at_once * 4
+    masks = 4 * math.ceil(keys_of(axes) / spec.partitions + 1) + 4 * columns * queries_at_once * 4
     # Statistics, their factors and outputs in float32; then a result and the logarithms.
     groups = math.ceil(axes["G"] / heads)
     statistics = 4 * heads * each * (4 * groups + 12) + axes["E"] * (itemsize + 4)
@@ -137,10 +138,10 @@ def _limits(quantized: bool, axes: Axes, dtype: str, spec: CoreSpec) -> tuple[st
             f"{group} query heads share a key head; at most {spec.partitions} on {spec.name}; "
             "attend with some of the query heads at a time"
         )
-    if _keys(axes) > _EXACT:
+    if keys_of(axes) > _EXACT:
         reasons.append(
-            f"the cache has {_keys(axes)} keys per sequence; at most {_EXACT} are counted exactly; "
-            "split the cache and merge by the LSE"
+            f"the cache has {keys_of(axes)} keys per sequence; at most {_EXACT} are counted "
+            "exactly; split the cache and merge by the LSE"
         )
     if "P" in axes:
         reasons += _page_limits(axes, spec)
@@ -169,7 +170,8 @@ def _page_limits(axes: Axes, spec: CoreSpec) -> list[str]:
     return reasons
 
 
-def _option_problems(options: Options) -> tuple[str, ...]:
+def option_problems(options: Options) -> tuple[str, ...]:
+    """Return what is wrong with scale, softcap and window."""
     reasons = []
     scale, cap, window = (options.get(name) for name in ("scale", "softcap", "window"))
     if scale is not None and not _finite(scale):
@@ -187,7 +189,8 @@ def _finite(value: Any) -> bool:
     return number and not isinstance(value, bool) and math.isfinite(np.float32(value))
 
 
-def _value_problems(paged: bool, inputs: Sequence[Any], options: Options) -> tuple[str, ...]:
+def value_problems(paged: bool, inputs: Sequence[Any], options: Options) -> tuple[str, ...]:
+    """Return what is wrong with lengths and table."""
     lengths, k = np.asarray(inputs[4 if paged else 3]), inputs[1]
     most = inputs[3].shape[1] * k.shape[2] if paged else k.shape[2]
     wrong = [int(n) for n in lengths if not 0 <= n <= most]
@@ -236,7 +239,7 @@ def _reduced(axes: Axes, config: DecodeConfig, spec: CoreSpec) -> dict[str, int]
 
 
 def _flops(axes: Axes) -> int:
-    pairs = axes["B"] * axes["H"] * axes["T"] * _keys(axes)
+    pairs = axes["B"] * axes["H"] * axes["T"] * keys_of(axes)
     return 2 * pairs * (axes["D"] + axes["E"])
 
 
@@ -288,9 +291,9 @@ def _operator(paged: bool, quantized: bool) -> Operator:
         kernel=paged_kernel if paged else contiguous_kernel,
         arguments=partial(_arguments, quantized),
         limits=partial(_limits, quantized),
-        option_problems=_option_problems,
+        option_problems=option_problems,
         config_problems=_config_problems,
-        value_problems=partial(_value_problems, paged),
+        value_problems=partial(value_problems, paged),
     )
 
 
@@ -334,7 +337,7 @@ def attention_decode(
     sums are float32; probabilities are rounded to the dtype of `v` before they meet it.
 
     Dimensions:
-        B: sequences    H: query heads, a multiple of G, KV heads    T: new queries (1 to 8, or a chunk)
+        B: sequences    H: query heads, a multiple of G, KV heads    T: new queries
         S: keys of the cache    D, E: head sizes of keys and values    N, P: pages and their keys
 
     Args:
@@ -360,8 +363,8 @@ def attention_decode(
         exponentials, the sink's included. A row that attends nothing is 0, and -inf without a sink.
 
     Raises:
-        ShapeError: sizes that differ, a wrong rank, a zero size, a strided array, more query heads per
-            KV head than partitions, a page whose size is no power of 2.
+        ShapeError: sizes that differ, a wrong rank, a zero size, a strided array, more query heads
+            per KV head than partitions, a page whose size is no power of 2.
         DtypeError: a dtype that is not supported.
         OptionError: an option out of range, a length beyond the cache, a page that is none, scales
             without an fp8 cache.

@@ -251,6 +251,12 @@ def _decode_cases(op: str) -> Iterator[Case]:
         if model.decodes:
             size = model.head_dim
             axes = {"B": batch, "H": model.heads, "G": model.kv_heads, "T": 1}
+            if op == "attention_chunked_prefill":
+                # 512 queries of one prompt, those before it in the cache.
+                axes |= {"B": 1, "T": 512, "W": context // page, "P": page, "N": context // page}
+                axes |= {"D": size, "E": size}
+                yield _case(op, model, "chunk", "attention", axes)
+                continue
             if "paged" not in op:
                 axes |= {"S": context}
             else:
@@ -314,6 +320,7 @@ _CASES: dict[str, dict[str, Case]] = {
             "attention_decode_paged",
             "attention_decode_fp8",
             "attention_decode_paged_fp8",
+            "attention_chunked_prefill",
         )
     },
 }
@@ -418,6 +425,7 @@ DEFAULTS: dict[str, tuple[str, ...]] = {
     "attention_decode_paged": ("llama3-8b:decode:attention",),
     "attention_decode_fp8": ("llama3-8b:decode:attention",),
     "attention_decode_paged_fp8": ("llama3-8b:decode:attention",),
+    "attention_chunked_prefill": ("llama3-8b:chunk:attention",),
 }
 
 

@@ -63,7 +63,9 @@ def attention_decode(q, k, v, lengths, sinks, k_scale, v_scale, rule, config):
     """
     config = fitted(config, k.shape[1], rows_of(q, k), None)
     cache = Contiguous(k, v, config)
-    return decode(q, cache, lengths, sinks, (k_scale, v_scale), rule, config)
+    target = outputs(q, cache.depth)
+    decode(q, cache, lengths, sinks, (k_scale, v_scale), target, rule, config)
+    return target
 
 
 #: What is formed of a step's scores before the second, third and fourth part of the softmax of the
@@ -126,13 +128,17 @@ class Contiguous:
         return self.positions[start]
 
 
-def decode(q, cache, lengths, sinks, scales, rule, config):
+def outputs(q, depth):
+    """Return (out, lse) for queries [B, H, T, D] and values of a depth, in HBM."""
+    out = nl.ndarray((*q.shape[:3], depth), dtype=q.dtype, buffer=nl.shared_hbm)
+    return out, nl.ndarray(q.shape[:3], dtype=nl.float32, buffer=nl.shared_hbm)
+
+
+def decode(q, cache, lengths, sinks, scales, target, rule, config):
     """Attend a cache, step by step of some heads and a block of keys; see attention_decode."""
     batches, heads, queries, _ = q.shape
     group = heads // cache.heads
-    out_shape = (batches, heads, queries, cache.depth)
-    out = nl.ndarray(out_shape, dtype=q.dtype, buffer=nl.shared_hbm)
-    lse = nl.ndarray((batches, heads, queries), dtype=nl.float32, buffer=nl.shared_hbm)
+    out, lse = target
     constants = Constants(lengths, queries, config)
     logarithms = Logarithms(lse, config)
     sink_rows = Sinks(sinks, config)
@@ -180,7 +186,6 @@ def decode(q, cache, lengths, sinks, scales, rule, config):
                 config,
             )
     logarithms.flush()
-    return out, lse
 
 
 def load_vector(vector, config):

@@ -144,12 +144,8 @@ class Constants:
         The result is [rows, n, queries], of the queries `queries` (start, stop).
         """
         rows, count = positions.shape
-        start, stop = queries
-        length = self.lengths[0:rows, batch : batch + 1]
-        ends = nl.ndarray((rows, stop - start), dtype=nl.float32, buffer=nl.sbuf)
-        steps = self.steps[0:rows, start:stop]
-        nisa.tensor_scalar(dst=ends, data=steps, op0=nl.add, operand0=length)
-        if stop - start > 1:
+        ends = self.ends(batch, queries, rows)
+        if ends.shape[1] > 1:
             return self._plane(positions, ends, window)
         mask = nl.ndarray((rows, count, 1), dtype=nl.float32, buffer=nl.sbuf)
         nisa.tensor_scalar(
@@ -165,6 +161,15 @@ class Constants:
             )  # fmt: skip
             nisa.tensor_tensor(dst=mask[:, :, 0], data1=mask[:, :, 0], data2=early, op=nl.minimum)
         return mask
+
+    def ends(self, batch, queries, rows):
+        """Return the first key position that each query does not attend, [rows, queries]."""
+        start, stop = queries
+        length = self.lengths[0:rows, batch : batch + 1]
+        ends = nl.ndarray((rows, stop - start), dtype=nl.float32, buffer=nl.sbuf)
+        steps = self.steps[0:rows, start:stop]
+        nisa.tensor_scalar(dst=ends, data=steps, op0=nl.add, operand0=length)
+        return ends
 
     def _plane(self, positions, ends, window):
         """Return the mask of several queries at once."""
