@@ -44,10 +44,18 @@ class BackwardLoads:
         return step["block"]["tiles"] is None or "chunk" not in step["tile"]
 
     def _load(self, step):
-        if step["block"]["tiles"] is None:
-            self._keys(step["block"])
+        """Issue what a step needs in the order of its use: k as it is comes last, for dq."""
+        block, due = step["block"], step["block"]["tiles"] is None
+        (b, g), keys = block["segment"]["kv"], block["keys"]
+        if due:
+            block["tiles"] = {
+                "k_t": flipped_load(self.k[b, g], keys, self.config),
+                "v_t": flipped_load(self.v[b, g], keys, self.config),
+            }
         if "chunk" not in step["tile"]:
             self._queries(step["tile"])
+        if due:
+            block["tiles"]["k"] = plain_load(self.k[b, g], keys, self.config)
 
     def prepare(self, last):
         """Make the statistics of all steps up to number `last`.
@@ -70,15 +78,6 @@ class BackwardLoads:
                 self._deltas(segment, chunk)
             self.prepared += 1
 
-    def _keys(self, block):
-        """Load a block's keys and values: both transposed, keys also as they are."""
-        (b, g), (start, stop) = block["segment"]["kv"], block["keys"]
-        block["tiles"] = {
-            "k_t": flipped_load(self.k[b, g], (start, stop), self.config),
-            "v_t": flipped_load(self.v[b, g], (start, stop), self.config),
-            "k": plain_load(self.k[b, g], (start, stop), self.config),
-        }
-
     def _queries(self, tile):
         """Load a tile of queries and those that follow it in its head."""
         segment, config = tile["segment"], self.config
@@ -100,8 +99,8 @@ class BackwardLoads:
             "dq": None,
             "q_t": flipped_load(self.q[b, head], span, config),
             "do_t": flipped_load(self.do[b, head], span, config),
-            "out": plain_load(self.out[b, head], span, config),
             "do": plain_load(self.do[b, head], span, config),
+            "out": plain_load(self.out[b, head], span, config),
             "terms": None,
             "q": plain_load(self.q[b, head], span, config),
         }
