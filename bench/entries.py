@@ -75,6 +75,13 @@ def decode_inputs(shapes: Shapes, dtype: str, seed: int, *, quantized: bool = Fa
     return (*normal_inputs((q,), dtype, seed), *cache, *order, full, extra, *factors)
 
 
+def varlen_inputs(shapes: Shapes, dtype: str, seed: int) -> Arrays:
+    """Return queries, keys, values, and the boundaries of sequences of equal length."""
+    *tensors, (count,) = shapes
+    cuts = np.linspace(0, tensors[0][2], count).astype(np.int32)
+    return (*normal_inputs(tensors, dtype, seed), cuts)
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One benchmarked operator.
@@ -162,6 +169,17 @@ ENTRIES: Mapping[str, Entry] = {
     "causal_attention": Entry(
         OPERATORS["causal_attention"], partial(reference.attention.attention, causal=True)
     ),
+    "window_attention": Entry(
+        OPERATORS["window_attention"], partial(reference.attention.attention, causal=True)
+    ),
+    **{
+        name: Entry(
+            OPERATORS[name],
+            partial(reference.attention.attention_varlen, causal=name.startswith("causal")),
+            varlen_inputs,
+        )
+        for name in ("attention_varlen", "causal_attention_varlen")
+    },
     "attention_backward": Entry(
         OPERATORS["attention_backward"],
         reference.attention_backward.attention_backward,

@@ -10,6 +10,7 @@ from nki_kernels.operators.attention_chunk import (
     attention_chunked_prefill as attention_chunked_prefill,
 )
 from nki_kernels.operators.attention_decode import attention_decode as attention_decode
+from nki_kernels.operators.attention_varlen import attention_varlen as attention_varlen
 from nki_kernels.operators.kv_cache import kv_cache_write as kv_cache_write
 from nki_kernels.operators.linear import (
     LINEAR,

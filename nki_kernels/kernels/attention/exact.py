@@ -21,8 +21,9 @@ _OUTSIDE, _LEAST = -3.0e38, -1.0e30
 _TINY = 2.0**-60
 
 
-def exact_attention(q, k, v, sinks, mask, bias, out, lse, rule, config):
-    """Write out and lse; arguments as in `forward.attention`."""
+def exact_attention(q, k, v, extras, results, rule, config):
+    """Write out and lse, `results`; the rest as in `forward.attention`, options in `extras`."""
+    (out, lse), sinks = results, extras["sinks"]
     batch, heads, rows, _ = q.shape
     for b in range(batch):
         for h in range(heads):
@@ -30,8 +31,9 @@ def exact_attention(q, k, v, sinks, mask, bias, out, lse, rule, config):
                 "k": k[b, h * k.shape[1] // heads],
                 "v": v[b, h * k.shape[1] // heads],
                 "sink": None if sinks is None else sinks[h : h + 1],
-                "mask": _plane(mask, b, h),
-                "bias": _plane(bias, b, h),
+                "mask": _plane(extras["mask"], b, h),
+                "bias": _plane(extras["bias"], b, h),
+                "segments": extras["segments"],
                 "slope": None if rule.slopes is None else rule.slopes[h],
             }
             for queries in spans(rows, nl.tile_size.gemm_stationary_fmax):
@@ -120,21 +122,22 @@ def _scores(work, keys):
     if work["bias"] is not None:
         nisa.tensor_tensor(dst=s, data1=s, data2=_rectangle(work, "bias", keys), op=nl.add)
     if work["mask"] is not None:
-        attend = _rectangle(work, "mask", keys)
-        outside = nl.ndarray((rows, count), dtype=nl.float32, buffer=nl.sbuf)
-        nisa.tensor_scalar(
-            dst=outside,
-            data=attend,
-            op0=nl.subtract,
-            operand0=1.0,
-            op1=nl.multiply,
-            operand1=-_OUTSIDE,
-        )
-        nisa.tensor_tensor(dst=s, data1=s, data2=attend, op=nl.multiply)
-        nisa.tensor_tensor(dst=s, data1=s, data2=outside, op=nl.add)
+        _keep(s, _rectangle(work, "mask", keys))
+    if work["segments"] is not None:
+        _keep(s, work["segments"].attend(queries, keys))
     for start, stop, bound in masks_of(queries, keys, rule):
         _bound(s, queries[0], keys[0], bound, rule, start, stop)
     return s
+
+
+def _keep(s, attend):
+    """Set s to _OUTSIDE where `attend`, 0 or 1, is 0."""
+    outside = nl.ndarray(s.shape, dtype=nl.float32, buffer=nl.sbuf)
+    nisa.tensor_scalar(
+        dst=outside, data=attend, op0=nl.subtract, operand0=1.0, op1=nl.multiply, operand1=-_OUTSIDE
+    )
+    nisa.tensor_tensor(dst=s, data1=s, data2=attend, op=nl.multiply)
+    nisa.tensor_tensor(dst=s, data1=s, data2=outside, op=nl.add)
 
 
 def _bound(s, query, key, bound, rule, start, stop):

@@ -37,6 +37,7 @@ from nki_kernels.kernels.attention.exact import exact_attention
 from nki_kernels.kernels.attention.loads import Loads
 from nki_kernels.kernels.attention.masks import Masks
 from nki_kernels.kernels.attention.plan import groups_of, pieces_of, spans
+from nki_kernels.kernels.attention.segments import Segments
 from nki_kernels.kernels.attention.sums import Sums
 
 
@@ -95,19 +96,52 @@ def attention(q, k, v, sinks, mask, bias, rule, out_dtype, config):
     slopes = None
     if rule.slopes and sinks is None and is_causal(rule):
         slopes = Slopes(rule, rows, k.shape[2])
+    extras = {"sinks": sinks, "slopes": slopes, "segments": None}
     if mask is not None or bias is not None or (rule.slopes and slopes is None):
-        exact_attention(q, k, v, sinks, mask, bias, out, lse, rule, config)
+        exact_attention(q, k, v, {**extras, "mask": mask, "bias": bias}, (out, lse), rule, config)
         return out, lse
-    wrong = _optimistic(q, k, v, sinks, out, lse, slopes, rule, config)
-
-    def again(_):
-        exact_attention(q, k, v, sinks, None, None, out, lse, rule, config)
-
-    nl.fori_loop(0, wrong, again)
+    _twice(q, k, v, extras, (out, lse), rule, config)
     return out, lse
 
 
-def _optimistic(q, k, v, sinks, out, lse, slopes, rule, config):
+@nki.jit
+def attention_varlen(q, k, v, boundaries, rule, out_dtype, config):
+    """Attention within each of the sequences that stand one behind the other.
+
+    Args:
+        q: as in `attention`, Sq = Sk.
+        k: as in `attention`.
+        v: as in `attention`.
+        boundaries: [N + 1] HBM int32, increasing: sequence n is the tokens boundaries[n] to
+            boundaries[n + 1] - 1. Tokens outside count as one sequence before and one behind.
+        rule: AttentionRule; `longest` bounds the length of a sequence, and what is computed.
+        out_dtype: dtype of the result.
+        config: AttentionConfig.
+
+    Returns:
+        out and lse, as in `attention`.
+    """
+    batch, heads, rows, _ = q.shape
+    out = nl.ndarray((batch, heads, rows, v.shape[3]), dtype=out_dtype, buffer=nl.shared_hbm)
+    lse = nl.ndarray((batch, heads, rows), dtype=nl.float32, buffer=nl.shared_hbm)
+    segments = Segments(boundaries, rows, config)
+    extras = {"sinks": None, "slopes": None, "segments": segments}
+    _twice(q, k, v, extras, (out, lse), rule, config)
+    return out, lse
+
+
+def _twice(q, k, v, extras, results, rule, config):
+    """Compute without a shift, then exactly if a row left the range."""
+    wrong = _optimistic(q, k, v, extras, results, rule, config)
+
+    def again(_):
+        exact = {**extras, "mask": None, "bias": None}
+        exact_attention(q, k, v, exact, results, rule, config)
+
+    nl.fori_loop(0, wrong, again)
+
+
+def _optimistic(q, k, v, extras, results, rule, config):
     """Compute with exponentials of unshifted scores; return a register: 1 if a row left the range.
 
     A row is right whenever its sum of exponentials neither overflows nor comes near the subnormals,
@@ -116,13 +150,13 @@ def _optimistic(q, k, v, sinks, out, lse, slopes, rule, config):
     steps = _steps(q, k, rule, config)
     loads = Loads(q, k, v, steps, rule, config)
     masks = Masks(rule)
-    sums = Sums(q, k, sinks, out, lse, slopes, rule, config)
+    sums = Sums(q, k, extras, results, rule, config)
     outputs = Outputs(v.shape[3])
     lagging = []
     for at in range(len(steps) + config.lag):
         if at < len(steps):
             loads.run_to(at + config.ahead)
-            lagging.append(_exponentials(steps[at], rule, masks, slopes))
+            lagging.append(_exponentials(steps[at], rule, masks, extras))
         if at >= config.lag:
             step = steps[at - config.lag]
             o = outputs.of(step)
@@ -184,7 +218,7 @@ def _steps(q, k, rule, config):
     return steps
 
 
-def _exponentials(step, rule, masks, slopes):
+def _exponentials(step, rule, masks, extras):
     """Return exp(scores) of a group, [keys, columns], masked."""
     group, tiles = step["group"], step["tiles"]
     keys, used = group["keys"], group["used"]
@@ -205,11 +239,13 @@ def _exponentials(step, rule, masks, slopes):
         nisa.activation(dst=scores, op=nl.tanh, data=s, scale=rule.scale / rule.softcap)
         scale = rule.softcap
     p = nl.ndarray((keys, used), dtype=tiles["p_dtype"], buffer=nl.sbuf)
-    if slopes is None:
+    if extras["slopes"] is None:
         nisa.activation(dst=p, op=nl.exp, data=scores, scale=scale)
     else:
-        _sloping(p, scores, scale, step, slopes)
+        _sloping(p, scores, scale, step, extras["slopes"])
     masks.apply(p, step)
+    if extras["segments"] is not None:
+        extras["segments"].apply(p, step)
     return p
 
 

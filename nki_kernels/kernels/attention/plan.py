@@ -24,6 +24,7 @@ class AttentionRule(nl.NKIObject):
         offset: position of query 0 among the keys.
         softcap: scores become softcap * tanh(score / softcap); 0 is off.
         slopes: per query head, what a score loses for each place between query and key; or None.
+        longest: keys further than this from a query belong to another sequence; or None.
     """
 
     scale: float
@@ -32,6 +33,17 @@ class AttentionRule(nl.NKIObject):
     offset: int
     softcap: float
     slopes: tuple[float, ...] | None = None
+    longest: int | None = None
+
+
+def reach(rule):
+    """Return (left, right) as far as keys need to be computed."""
+    left, right = rule.left, rule.right
+    if rule.longest is not None:
+        most = rule.longest - 1
+        left = most if left is None else min(left, most)
+        right = most if right is None else min(right, most)
+    return left, right
 
 
 def spans(extent, size):
@@ -42,20 +54,22 @@ def spans(extent, size):
 def attending(keys, total, rule):
     """Return (start, stop) of the queries, of `total`, that attend some key of the span `keys`."""
     start, stop = 0, total
-    if rule.right is not None:
-        start = max(start, keys[0] - rule.offset - rule.right)
-    if rule.left is not None:
-        stop = min(stop, keys[1] - rule.offset + rule.left)
+    left, right = reach(rule)
+    if right is not None:
+        start = max(start, keys[0] - rule.offset - right)
+    if left is not None:
+        stop = min(stop, keys[1] - rule.offset + left)
     return start, stop
 
 
 def attended(queries, total, rule):
     """Return (start, stop) of the keys, of `total`, that some query of the span attends."""
     start, stop = 0, total
-    if rule.left is not None:
-        start = max(start, queries[0] + rule.offset - rule.left)
-    if rule.right is not None:
-        stop = min(stop, queries[1] + rule.offset + rule.right)
+    left, right = reach(rule)
+    if left is not None:
+        start = max(start, queries[0] + rule.offset - left)
+    if right is not None:
+        stop = min(stop, queries[1] + rule.offset + right)
     return start, stop
 
 

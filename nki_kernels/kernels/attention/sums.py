@@ -21,17 +21,17 @@ class Sums:
     a section belongs to output tile c of its heads.
     """
 
-    def __init__(self, q, k, sinks, out, lse, slopes, rule, config):
+    def __init__(self, q, k, extras, results, rule, config):
         self.batch, self.heads = q.shape[0], q.shape[1]
-        self.out, self.lse, self.config = out, lse, config
-        self.slopes = slopes
+        (self.out, self.lse), self.config = results, config
+        self.slopes = extras["slopes"]
         self.sub = nl.tile_size.gemm_stationary_fmax
         self.tiles = spans(q.shape[2], self.sub)
         #: Per output tile: rows at its start and end that attend nothing.
         self.idle = [idle_rows(tile, k.shape[2], rule) for tile in self.tiles]
         #: Whole heads per section.
         self.size = max(1, min(self.batch * self.heads, config.section // len(self.tiles)))
-        self.sinks = _broadcast(sinks, self.sub, config)
+        self.sinks = _broadcast(extras["sinks"], self.sub, config)
         self.bad = nl.ndarray((self.sub, 1), dtype=nl.float32, buffer=nl.sbuf)
         nisa.memset(dst=self.bad, value=0.0, engine=nisa.engine.gpsimd)
         self.section = None
@@ -40,6 +40,8 @@ class Sums:
         self.joined = None
         # A window keeps GpSimd busy with masks, and its blocks take less time than a DMA's issue.
         self.shared = rule.left is None
+        # Tests of sequences take all of Vector.
+        self.busy = extras["segments"] is not None
         self.together = 1 if rule.left is None else config.join
         self.turn = 0
 
@@ -167,7 +169,7 @@ class Sums:
         factor = nl.ndarray((rows, count), dtype=nl.float32, buffer=nl.sbuf)
         nisa.reciprocal(dst=factor, data=sums)
         result = nl.ndarray((rows, count, depth), dtype=self.out.dtype, buffer=nl.sbuf)
-        gpsimd = self.shared and self.turn % 2
+        gpsimd = self.shared and (self.turn % 2 or self.busy)
         self.turn += 1
         nisa.tensor_tensor(
             dst=result,
