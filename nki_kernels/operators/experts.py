@@ -136,16 +136,23 @@ def _limits(axes: Axes, dtype: str, spec: CoreSpec) -> tuple[str, ...]:
     if reasons:
         return tuple(reasons)
     itemsize = as_dtype(dtype).itemsize
+    if axes["T"] <= spec.partitions:
+        need = _few_bytes(axes, itemsize, spec) + 2 * _slice_bytes(axes, itemsize, spec)
+        return _too_large(axes, dtype, need + _slack(spec) - spec.sbuf_usable_bytes, spec)
     need = 2 * _slice_bytes(axes, itemsize, spec) - _flight(axes, dtype, 1, spec)
     making = _making_bytes(axes, spec) + _slack(spec) - spec.sbuf_usable_bytes
     combine = 4 * axes["H"] * 4 + _schedule_bytes(axes, spec) - spec.sbuf_usable_bytes
-    if max(need, making, combine) > 0:
-        reasons.append(
-            f"T = {axes['T']}, K = {axes['K']}, E = {axes['E']}, H = {axes['H']}, I = {axes['I']} "
-            f"of {dtype} need {max(need, making, combine)} bytes per partition of SBUF more than "
-            f"{spec.name} has; split the tokens, or the features of the experts"
-        )
-    return tuple(reasons)
+    return _too_large(axes, dtype, max(need, making, combine), spec)
+
+
+def _too_large(axes: Axes, dtype: str, excess: int, spec: CoreSpec) -> tuple[str, ...]:
+    if excess <= 0:
+        return ()
+    return (
+        f"T = {axes['T']}, K = {axes['K']}, E = {axes['E']}, H = {axes['H']}, I = {axes['I']} "
+        f"of {dtype} need {excess} bytes per partition of SBUF more than {spec.name} has; split "
+        "the tokens, or the features of the experts",
+    )
 
 
 def _row_tile_ns(axes: Axes, dtype: str, spec: CoreSpec) -> float:
@@ -182,7 +189,45 @@ def bodies(axes: Axes, dtype: str, most: int, spec: CoreSpec) -> tuple[tuple[int
     return tuple(dict.fromkeys((*found, *singles)))
 
 
+def _few_bytes(axes: Axes, itemsize: int, spec: CoreSpec) -> int:
+    """Bytes per partition beside the weights where every expert sees all tokens.
+
+    Rows, turned, their total and result; features turned; per expert and token a few tables; of two
+    waves the features, biases and what they are made from.
+    """
+    h, i, p, e = axes["H"], axes["I"], spec.partitions, axes["E"]
+    turned = (math.ceil(h / p) + math.ceil(i / p)) * axes["T"] * itemsize
+    tables = 4 * 8 * e + 4 * 6 * e + 8 * (e + _MOST_BLOCKS + p)
+    wave = spec.psum_banks * spec.moving_fmax
+    return h * (itemsize + 8) + turned + tables + wave * itemsize * 2 + 12 * spec.moving_fmax * 4
+
+
+def _few(axes: Axes, dtype: str, spec: CoreSpec) -> ExpertsConfig:
+    """Return the config for at most a tile of tokens: bodies of experts, and all room for weights.
+
+    Half as many weights on their way as there is room for: those at work take as much again.
+    """
+    itemsize = as_dtype(dtype).itemsize
+    times = min(_MOST_BLOCKS, axes["E"], round(_BODY_NS / 2 / _weights_ns(axes, itemsize, spec)))
+    counts = [count for count in (times, times // 3) if count > 1] + [1]
+    room = spec.sbuf_usable_bytes - _slack(spec) - _few_bytes(axes, itemsize, spec)
+    return ExpertsConfig(
+        dtype=dtype,
+        itemsize=itemsize,
+        most=1,
+        bodies=tuple((1,) * count for count in dict.fromkeys(counts)),
+        banks=spec.psum_banks,
+        tail=1,
+        carry=False,
+        flight=max(1, min(_MOST_FLIGHT, room)),
+        ahead=0,
+        hwdge=spec.generation >= 3,
+    )
+
+
 def _configure(axes: Axes, dtype: str, spec: CoreSpec) -> ExpertsConfig:
+    if axes["T"] <= spec.partitions:
+        return _few(axes, dtype, spec)
     itemsize = as_dtype(dtype).itemsize
     banks = spec.psum_banks
     most = _most(axes, spec)

@@ -1,3 +1,3 @@
-"""Kernels of the mixture of experts: routing, dispatch and combine, grouped products."""
+"""Kernels of the mixture of experts: routing, dispatch, experts, combine, grouped products."""
 
 from __future__ import annotations

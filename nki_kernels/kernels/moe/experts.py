@@ -1,4 +1,4 @@
-"""Experts of a mixture, many tokens: sort, gather, up, activation, down, combine in one kernel.
+"""Experts of a mixture, of any number of tokens (a tile or less: `few`): sort, gather, up, activation, down, combine in one kernel.
 
 The unit of work is a block: up to `most` row tiles of one expert, whose number and first row tile
 lie in SBUF, so that one program serves any load. Classes of blocks (1, 2, ... row tiles) differ in
@@ -27,12 +27,9 @@ import nki.language as nl
 
 from nki_kernels.kernels.moe.blocks import run_blocks
 from nki_kernels.kernels.moe.combine import add_rows
-from nki_kernels.kernels.moe.schedule import (
-    floor_division,
-    list_blocks,
-    order_tokens,
-    sort_choices,
-)
+from nki_kernels.kernels.moe.few import experts_of_few
+from nki_kernels.kernels.moe.loops import entries_at, plan_loops
+from nki_kernels.kernels.moe.schedule import list_blocks, order_tokens, sort_choices
 
 
 @dataclass(frozen=True)
@@ -112,6 +109,10 @@ def experts(x, indices, scores, up, down, up_bias, down_bias, form, out_dtype, c
     tokens, choices = indices.shape
     count, width = up.shape[0], x.shape[1]
     y = nl.ndarray((tokens, width), dtype=out_dtype, buffer=nl.shared_hbm)
+    weights = {"up": up, "down": down, "up_bias": up_bias, "down_bias": down_bias}
+    if tokens <= nl.tile_size.pmax:
+        experts_of_few(y, x, indices, scores, weights, form, config)
+        return y
     found = sort_choices(indices, count)
     order = order_tokens(found["places"], choices, found["size"])
     spare = max([len(body) for body in config.bodies])
@@ -119,7 +120,6 @@ def experts(x, indices, scores, up, down, up_bias, down_bias, form, out_dtype, c
     rows = nl.ndarray(
         (found["size"], nl.tile_size.pmax, width), dtype=x.dtype, buffer=nl.private_hbm
     )
-    weights = {"up": up, "down": down, "up_bias": up_bias, "down_bias": down_bias}
     _run_loops(lists, {"x": x, "order": order, "rows": rows}, weights, form, config)
     places = nl.ndarray(found["places"].shape, dtype=nl.int32, buffer=nl.sbuf)
     nisa.tensor_copy(dst=places, src=found["places"])
@@ -133,7 +133,7 @@ def _run_loops(lists, data, weights, form, config):
 
     The rows of the first block of the next loop arrive while a loop runs.
     """
-    loops = _plan_loops(lists, config)
+    loops = plan_loops(lists, config)
     heads = [_head(loops[0], lists, data, config)]
     for number in range(len(loops)):
         if number + 1 < len(loops):
@@ -144,57 +144,12 @@ def _run_loops(lists, data, weights, form, config):
         nl.fori_loop(0, loop["trips"], body)
 
 
-def _plan_loops(lists, config):
-    """Return for each body how often it runs, and where in the lists its blocks begin."""
-    pmax = nl.tile_size.pmax
-    left, begun = {}, {}
-    for size in lists:
-        left[size] = lists[size]["total"]
-        begun[size] = _column(pmax)
-        nisa.memset(dst=begun[size], value=0.0)
-    loops = []
-    for body in config.bodies:
-        names = sorted(set(body))
-        trips = None
-        for size in names:
-            many = _column(pmax)
-            floor_division(many, left[size], body.count(size), 0)
-            if trips is not None:
-                nisa.tensor_tensor(dst=many, data1=trips, data2=many, op=nl.minimum)
-            trips = many
-        starts = {}
-        for size in names:
-            starts[size] = nl.ndarray((1, 1), dtype=nl.int32, buffer=nl.sbuf)
-            nisa.tensor_copy(dst=starts[size], src=begun[size][0:1, :])
-            rest, next_one = _column(pmax), _column(pmax)
-            _add_times(rest, trips, -float(body.count(size)), left[size])
-            _add_times(next_one, trips, 2.0 * body.count(size), begun[size])
-            left[size], begun[size] = rest, next_one
-        exact = nl.ndarray((1, 1), dtype=nl.int32, buffer=nl.sbuf)
-        nisa.tensor_copy(dst=exact, src=trips[0:1, :])
-        register = nisa.register_alloc(0)
-        nisa.register_load(register, exact)
-        loops.append({"body": body, "trips": register, "at": starts})
-    return loops
-
-
-def _column(rows):
-    return nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
-
-
-def _add_times(result, data, factor, addend):
-    """result = data * factor + addend."""
-    nisa.scalar_tensor_tensor(
-        dst=result, data=data, op0=nl.multiply, operand0=factor, op1=nl.add, operand1=addend
-    )
-
-
 def _head(loop, lists, data, config):
     """Start to load the rows of the first block of a loop; None where rows are not carried."""
     if not config.carry:
         return None
     size = loop["body"][0]
-    entry = _entries(lists[size]["list"], loop["at"][size], 1)
+    entry = entries_at(lists[size]["list"], loop["at"][size], 1)
     return _block(size, entry, data, None)["load"](None)
 
 
@@ -206,7 +161,7 @@ def _body(loop, held, lists, data, weights, form, config):
         entries = {}
         for size in sorted(set(body)):
             count = body.count(size)
-            entries[size] = _entries(lists[size]["list"], at[size], count)
+            entries[size] = entries_at(lists[size]["list"], at[size], count)
             nisa.tensor_scalar(dst=at[size], data=at[size], op0=nl.add, operand0=2 * count)
         used = dict.fromkeys(entries, 0)
         blocks = []
@@ -217,20 +172,12 @@ def _body(loop, held, lists, data, weights, form, config):
             blocks.append(_block(size, entry, data, held if len(blocks) == 0 else None))
 
         def carry():
-            following = _entries(lists[body[0]]["list"], at[body[0]], 1)
+            following = entries_at(lists[body[0]]["list"], at[body[0]], 1)
             _block(body[0], following, data, None)["load"](held)
 
         run_blocks(blocks, weights, form, config, None if held is None else carry)
 
     return work
-
-
-def _entries(row, at, count):
-    """Return `count` entries of a list, from place `at` on."""
-    found = nl.ndarray((1, 2 * count), dtype=nl.int32, buffer=nl.sbuf)
-    source = row.ap(pattern=[[row.shape[1], 1], [1, 2 * count]], scalar_offset=at, indirect_dim=1)
-    nisa.tensor_copy(dst=found, src=source)
-    return found
 
 
 def _block(size, entry, data, held):

@@ -167,6 +167,26 @@ def list_blocks(found, choices, most, spare):
     return result
 
 
+def list_active(named, spare):
+    """Return the list of the experts that are named, as `list_blocks` returns one.
+
+    Args:
+        named: [T, E] bfloat16, how often a token names an expert.
+        spare: see `list_blocks`.
+    """
+    tokens, experts = named.shape
+    pmax = nl.tile_size.pmax
+    ones, active = _tile((tokens, pmax), nl.bfloat16), _tile((pmax, experts))
+    nisa.memset(dst=ones, value=1.0)
+    for left, right in spans(experts, nl.tile_size.gemm_moving_fmax):
+        bank = nl.ndarray((pmax, right - left), dtype=nl.float32, buffer=nl.psum)
+        nisa.nc_matmul(dst=bank, stationary=ones, moving=named[:, left:right], accumulate=False)
+        nisa.tensor_scalar(dst=active[:, left:right], data=bank, op0=nl.minimum, operand0=1.0)
+    base = _tile((pmax, experts))
+    nisa.memset(dst=base, value=0.0)
+    return _list(active, base, 1, experts + spare, 1)
+
+
 def _list(named, base, size, length, limit):
     """List the blocks of a class: expert e has named[e] of them, from row tile base[e] on.
 
