@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypedDict, Unpack
 
 import numpy.typing as npt
@@ -34,6 +35,7 @@ def attention(
     sinks: Array | None = None,
     mask: Array | None = None,
     bias: Array | None = None,
+    slopes: Sequence[float] | None = None,
     scale: float | None = None,
     softcap: float | None = None,
     config: AttentionConfig | None = None,
@@ -41,7 +43,8 @@ def attention(
 ) -> tuple[Array, Array]:
     """Softmax attention over whole sequences.
 
-    s[i, j] = scale * q[i]·k[j], capped to softcap * tanh(s / softcap), plus bias[i, j]
+    s[i, j] = scale * q[i]·k[j], capped to softcap * tanh(s / softcap), plus bias[i, j], and less
+    slopes[h] * |i - j|
     lse[i] = log(sum_j exp(s[i, j]) + exp(sink));  out[i] = sum_j exp(s[i, j] - lse[i]) * v[j]
 
     over the keys j that query i attends. Scores and sums are float32; the probabilities of 2-byte
@@ -65,6 +68,9 @@ def attention(
         mask: bool, [B, H, M, N], B and H may be 1: True to attend.
         bias: likewise of the dtype of `q`: added to the scores. A mask or bias takes the slower
             path.
+        slopes: ALiBi: one number per query head, constants of the kernel; what i is follows
+            `align`. With `causal` and without sinks it costs 16 % at slopes up to 0.11 and 68 % in
+            heads of 0.11 to 0.46; else it takes the slower path. `attention_backward` has none.
         scale: None is 1 / sqrt(D).
         softcap: None is no cap.
         config: tuning of the kernel; None lets the operator choose. It never changes the
@@ -92,7 +98,7 @@ def attention(
         (array([1., 1., 1., 1.], dtype=float32), array([[[2.   , 2.693]]], dtype=float32))
     """
     options = {"causal": causal, "align": align, "window": window}
-    options |= {"scale": scale, "softcap": softcap}
+    options |= {"scale": scale, "softcap": softcap, "slopes": slopes}
     arrays: tuple[Any, ...] = (q, k, v)
     op = CAUSAL_ATTENTION if causal else ATTENTION
     if sinks is not None or mask is not None or bias is not None:
