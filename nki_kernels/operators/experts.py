@@ -148,11 +148,12 @@ def _limits(axes: Axes, dtype: str, spec: CoreSpec) -> tuple[str, ...]:
 def _too_large(axes: Axes, dtype: str, excess: int, spec: CoreSpec) -> tuple[str, ...]:
     if excess <= 0:
         return ()
-    return (
+    reason = (
         f"T = {axes['T']}, K = {axes['K']}, E = {axes['E']}, H = {axes['H']}, I = {axes['I']} "
         f"of {dtype} need {excess} bytes per partition of SBUF more than {spec.name} has; split "
-        "the tokens, or the features of the experts",
+        "the tokens, or the features of the experts"
     )
+    return (reason,)
 
 
 def _row_tile_ns(axes: Axes, dtype: str, spec: CoreSpec) -> float:

@@ -234,9 +234,9 @@ def weight_bytes(inputs):
     run = EXPERTS.launch(inputs, {}, target="trn2")
     moved = Counter()
     for event in run.trace.events:
-        if event.opcode == "dma_copy" and len(event.reads[0].tile.shape) == 3:
-            if event.reads[0].tile.role == "input":
-                moved[event.reads[0].tile.shape] += event.work.hbm_read_bytes
+        tile = event.reads[0].tile if event.opcode == "dma_copy" else None
+        if tile is not None and tile.role == "input" and len(tile.shape) == 3:
+            moved[tile.shape] += event.work.hbm_read_bytes
     return moved
 
 

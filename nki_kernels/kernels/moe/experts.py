@@ -1,4 +1,6 @@
-"""Experts of a mixture, of any number of tokens (a tile or less: `few`): sort, gather, up, activation, down, combine in one kernel.
+"""Experts of a mixture in one kernel: sort, gather, up, activation, down, combine.
+
+Of up to a tile of tokens see `few`.
 
 The unit of work is a block: up to `most` row tiles of one expert, whose number and first row tile
 lie in SBUF, so that one program serves any load. Classes of blocks (1, 2, ... row tiles) differ in
