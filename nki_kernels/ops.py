@@ -22,6 +22,7 @@ from nki_kernels.operators.matmul import MATMULS, MatmulConfig
 from nki_kernels.operators.matmul_fp8 import matmul_fp8 as matmul_fp8
 from nki_kernels.operators.mlp import gated_mlp as gated_mlp
 from nki_kernels.operators.mlp_backward import gated_mlp_backward as gated_mlp_backward
+from nki_kernels.operators.mla import mla_decode as mla_decode
 from nki_kernels.operators.norm import (
     DEFAULT_EPS,
     LAYER_NORM,
@@ -42,6 +43,7 @@ from nki_kernels.ops_attention import attention as attention
 from nki_kernels.ops_attention import attention_backward as attention_backward
 from nki_kernels.ops_moe import combine as combine
 from nki_kernels.ops_moe import dispatch as dispatch
+from nki_kernels.ops_moe import experts as experts
 from nki_kernels.ops_moe import grouped_matmul as grouped_matmul
 from nki_kernels.ops_moe import router as router
 
@@ -225,8 +227,7 @@ def rms_norm(
     Args:
         x: [N, H], dense row-major, bfloat16 | float16 | float32.
         weight: [H], dtype of `x`, or None for ones.
-        eps: added to the mean square, >= 0; the kernel has it in float32. The sum of the two counts
-            as 2^-87 when it is less: a row of zeros stays zeros with an eps of 0 too.
+        eps: added to the mean square, >= 0; the kernel has it in float32.
         out_dtype: dtype of the result, one of the same three; None means the dtype of `x`.
         config: tuning of the kernel; None lets the operator choose. It never changes the
             mathematics.
@@ -234,8 +235,9 @@ def rms_norm(
             NEURON_PLATFORM_TARGET_OVERRIDE and, when that is unset, means trn2.
 
     Returns:
-        [N, H], a new array of dtype `out_dtype`. A row with a NaN is NaN; a row with an infinity,
-        or whose mean square is above 2^97, is 0, and NaN where `x` is infinite.
+        [N, H], a new array of dtype `out_dtype`. A row with a NaN is NaN, and a row of zeros
+        with an eps of 0; a row with an infinity, or whose squares float32 does not hold, is 0, and
+        NaN where `x` is infinite.
 
     Raises:
         ShapeError: sizes that differ, a wrong rank, a zero size, a strided array, or an H too
@@ -283,9 +285,8 @@ def layer_norm(
         x: [N, H], dense row-major, bfloat16 | float16 | float32.
         weight: [H], dtype of `x`, or None for ones.
         bias: [H], dtype of `x`, or None for zeros.
-        eps: added to the variance, >= 0; the kernel has it in float32. The sum of the two counts as
-            2^-87 when it is less. With 0 a row of equal values is the bias where its mean is exact,
-            and anything finite where it is rounded.
+        eps: added to the variance, >= 0; the kernel has it in float32. With 0 a row of equal values
+            is NaN where its mean is exact, and anything where it is rounded.
         out_dtype: dtype of the result, one of the same three; None means the dtype of `x`.
         config: tuning of the kernel; None lets the operator choose. It never changes the
             mathematics, but the order of sums, hence the last bits; so does a row's place among
@@ -295,7 +296,7 @@ def layer_norm(
 
     Returns:
         [N, H], a new array of dtype `out_dtype`. A row with a NaN or an infinity is NaN;
-        one whose variance is above 2^97 is the bias, or 0.
+        one whose squares float32 does not hold is the bias, or 0.
 
     Raises:
         ShapeError: sizes that differ, a wrong rank, a zero size, a strided array, or an H too

@@ -54,6 +54,16 @@ _WHOLE = 4
 #: passes of 0.3 us start-up each would cost more.
 _SHORT_ROW = 2
 
+#: Rows of rms_norm share partitions up to one bn_stats instruction: beyond, the sums along a row
+#: cost Vector more than instructions of their own (model: 91 against 95 us at [8192, 512], 131
+#: against 104 at 768). More columns together only lengthen first and last tile (88 us at
+#: [32768, 128], 94 with 4096).
+_COLUMNS_TOGETHER = 2048
+
+#: Shares of rows that share a partition: scaled on Scalar; multiplied by the weight on GpSimd.
+#: Scanned at 128 to 512 columns on trn2 (model, unvalidated).
+_SCALAR_ROWS, _POOL_ROWS = 0.6, 0.75
+
 #: Bytes of a chunk per column and partition: rms_norm's result at its widest and scratch, and
 #: beside them layer_norm's float32 intermediates.
 _RMS_CHUNK_BYTES = 4 + 2
@@ -149,7 +159,27 @@ def _layer_limits(axes: Axes, dtype: str, spec: CoreSpec) -> tuple[str, ...]:
 
 def _rms_configure(axes: Axes, dtype: str, spec: CoreSpec) -> RmsNormConfig:
     chunk, ahead = _rms_fit(axes, as_dtype(dtype).itemsize, spec)
-    return RmsNormConfig(chunk=chunk, piece=piece(chunk), ahead=ahead, hwdge=spec.generation >= 3)
+    together = _rows_together(axes["H"], as_dtype(dtype).itemsize, spec)
+    return RmsNormConfig(
+        chunk=chunk,
+        piece=piece(chunk),
+        ahead=ahead,
+        together=together,
+        scalar=round(together * _SCALAR_ROWS),
+        pool=round(together * _POOL_ROWS),
+        hwdge=spec.generation >= 3,
+    )
+
+
+def _rows_together(size: int, itemsize: int, spec: CoreSpec) -> int:
+    """Return how many short rows share a partition; 0 for rows that do not."""
+    if size > spec.bn_stats_fmax:
+        return 0
+    # Three tiles of x, two of each float32 intermediate, and two results at their widest.
+    each = size * (3 * itemsize + 2 * (4 + 4 + 4))
+    room = (spec.sbuf_usable_bytes - SLACK_BYTES - size * itemsize) // each
+    together = min(_COLUMNS_TOGETHER // size, room)
+    return together if together > 1 else 0
 
 
 def _layer_configure(axes: Axes, dtype: str, spec: CoreSpec) -> LayerNormConfig:
@@ -193,7 +223,15 @@ def option_problems(options: Options) -> tuple[str, ...]:
 def _rms_config_problems(config: Any, dtype: str, spec: CoreSpec) -> tuple[str, ...]:
     if not isinstance(config, RmsNormConfig):
         return (another_config(config, "an RmsNormConfig"),)
-    return field_problems(config, {"chunk": 1, "piece": 1, "ahead": 0}, spec)
+    short = {"together": 0, "scalar": 0, "pool": 0}
+    wrong = field_problems(config, {"chunk": 1, "piece": 1, "ahead": 0, **short}, spec)
+    if wrong or max(config.scalar, config.pool) <= config.together:
+        return wrong
+    reason = (
+        f"config.scalar is {config.scalar} and config.pool {config.pool}; they count among the "
+        f"config.together = {config.together} rows of a partition"
+    )
+    return (reason,)
 
 
 def _layer_config_problems(config: Any, dtype: str, spec: CoreSpec) -> tuple[str, ...]:

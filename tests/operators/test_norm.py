@@ -121,7 +121,7 @@ def test_no_config_changes_the_mathematics_of_rms_norm(
     n, h, dtype, seed, chunk, piece, ahead, hwdge
 ):
     inputs = operands("rms_norm", n, h, dtype, seed)
-    config = RmsNormConfig(chunk, piece, ahead, hwdge)
+    config = RmsNormConfig(chunk, piece, ahead, 0, 0, 0, hwdge)
     got = ops.rms_norm(*inputs, config=config, target="toy")
     compare("rms_norm", got, inputs, "toy", repr(config))
 

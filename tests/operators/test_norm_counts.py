@@ -16,9 +16,9 @@ from tests.operators.norms import DTYPES, EVERY, TOY, TRN2, operands
 SHAPES = [(1, 1), (8, 16), (9, 17), (19, 50), (33, 49)]
 CONFIGS = {
     "rms_norm": [
-        RmsNormConfig(chunk=64, piece=64, ahead=0, hwdge=False),
-        RmsNormConfig(chunk=16, piece=5, ahead=1, hwdge=True),
-        RmsNormConfig(chunk=7, piece=16, ahead=1, hwdge=True),
+        RmsNormConfig(chunk=64, piece=64, ahead=0, together=0, scalar=0, pool=0, hwdge=False),
+        RmsNormConfig(chunk=16, piece=5, ahead=1, together=0, scalar=0, pool=0, hwdge=True),
+        RmsNormConfig(chunk=7, piece=16, ahead=1, together=0, scalar=0, pool=0, hwdge=True),
     ],
     "layer_norm": [
         LayerNormConfig(

@@ -24,7 +24,9 @@ from tests.operators.norms import DTYPES, NORMS, TOY, TRN2, call, compare, opera
 N, H = 3 * TOY.partitions + 5, 45
 EPS = 0.25
 CONFIGS = {
-    "rms_norm": RmsNormConfig(chunk=13, piece=7, ahead=1, hwdge=True),
+    "rms_norm": RmsNormConfig(
+        chunk=13, piece=7, ahead=1, together=0, scalar=0, pool=0, hwdge=True,
+    ),
     "layer_norm": LayerNormConfig(
         vector_stats=5, pool_shift=3, pool_scale=5,
         chunk=13, piece=7, ahead=0, overlap=True, hwdge=True,

@@ -16,7 +16,7 @@ def root_constants(eps):
 
 
 def shifted_squares(squares, scale, epsilon):
-    """Return squares * scale + eps [rows, 1], on Vector.
+    """Return squares * scale + eps [rows, any], on Vector.
 
     A form that has no fast mode: that would wait for GpSimd, which shares Vector's port.
     """
@@ -27,13 +27,13 @@ def shifted_squares(squares, scale, epsilon):
         op0=nl.multiply,
         operand0=scale,
         op1=nl.add,
-        operand1=epsilon[0 : squares.shape[0], :],
+        operand1=epsilon[0 : squares.shape[0], :].broadcast(1, squares.shape[1]),
     )
     return shifted
 
 
 def reciprocal_root(shifted):
-    """Return 1 / sqrt(shifted) [rows, 1] of any number: inf of 0, 0 of inf, NaN of NaN.
+    """Return 1 / sqrt(shifted) of any number: inf of 0, 0 of inf, NaN of NaN.
 
     On GpSimd: Scalar's root takes nothing outside 2^-87 to 2^97.
     """
