@@ -4,11 +4,14 @@
     p = exp(s - lse);  out = p·v
     dv = pᵀ·dout;  ds = p * (dout·vᵀ - sum_e(dout * out) + dlse);  dq = scale * cap'·ds·k, ...
 
-The gradient is plain PyTorch on every backend, not counted, and forms all scores of a head at once.
+The gradient is one call of `attention_backward`, on the backend of the forward pass; of the LSE and
+with ALiBi it is plain PyTorch, not counted.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +19,8 @@ from torch import Tensor
 
 from nki_kernels.operators import OPERATORS
 from nki_kernels.operators.attention import ALIGNMENTS, MASKED_ATTENTION
+from nki_kernels.operators.attention_backward import MASKED_ATTENTION_BACKWARD
+from nki_kernels.torch_ops.derivative import derivative
 from nki_kernels.torch_ops.products import wide_type
 from nki_kernels.torch_ops.row import Calls, Grads, Row, Tensors
 
@@ -108,71 +113,100 @@ def attention(
     window: int | None = None,
     scale: float | None = None,
     softcap: float | None = None,
+    slopes: list[float] | None = None,
 ) -> Tensors:
     """Return out and lse; see `nki_kernels.ops.attention`."""
     _check(q, k, v)
-    s = _scores(q, k, factor_of(q, scale), softcap)
-    if bias is not None:
-        s = s + bias.to(s.dtype)
+    s = _biased(_scores(q, k, factor_of(q, scale), softcap), bias, slopes, align)
     pattern = {"causal": causal, "align": align, "window": window}
     p, lse = softmax_of(s, _seen(mask, q, k, pattern), sinks)
     out = torch.matmul(grouped(p, k.shape[1]), v.to(p.dtype))
     return out.reshape(*q.shape[:3], v.shape[3]).to(q.dtype), lse.to(torch.float32)
 
 
-def gradients(
-    needs: tuple[bool, ...],
-    grads: Grads,
-    inputs: tuple[Tensor | None, ...],
-    outputs: Tensors,
-    scale: float | None,
-    softcap: float | None,
-    pattern: dict[str, Any],
-) -> Grads:
-    """Return the gradients of q, k, v, sinks and bias in closed form (None for the mask)."""
-    q, k, v = (x for x in inputs[:3] if x is not None)
-    sinks, mask, bias = inputs[3:]
-    wide, heads = wide_type(q), k.shape[1]
-    factor = factor_of(q, scale)
+def _biased(s: Tensor, bias: Tensor | None, slopes: list[float] | None, align: str) -> Tensor:
+    """Add the bias and take away slopes[h] * |i - j|, where i counts as `align` says."""
+    if bias is not None:
+        s = s + bias.to(s.dtype)
+    if slopes is None:
+        return s
+    rows, keys = s.shape[2:]
+    i = torch.arange(rows, device=s.device)[:, None]
+    places = i + (keys - rows if align == "bottom-right" else 0)
+    far = (places - torch.arange(keys, device=s.device)).abs()
+    each = torch.tensor(slopes, dtype=torch.float32, device=s.device).to(s.dtype)
+    return s - each[:, None, None] * far
+
+
+def attention_backward(
+    do: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    sinks: Tensor | None = None,
+    mask: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    scale: float | None = None,
+    softcap: float | None = None,
+    slopes: list[float] | None = None,
+    dlse: Tensor | None = None,
+    **pattern: Any,
+) -> Tensors:
+    """Return dq, dk, dv, and dsinks and dbias where these inputs are given.
+
+    The LSE is formed again: the one returned is float32, whatever the inputs are. `dlse` is the
+    gradient of the LSE, which the kernel does not take.
+    """
+    wide, heads, factor = wide_type(q), k.shape[1], factor_of(q, scale)
     capped = _scores(q, k, factor, softcap)
-    s = capped if bias is None else capped + bias.to(wide)
-    # The LSE is formed again: the one returned is float32, whatever the inputs are.
-    p, lse = softmax_of(s, _seen(mask, q, k, pattern), sinks)
-    dout, dlse = (None if g is None else g.to(wide) for g in grads)
-    if dout is None:
-        dout = torch.zeros_like(outputs[0], dtype=wide)
-    inner = (dout * outputs[0].to(wide)).sum(-1, keepdim=True)
-    delta = inner if dlse is None else inner - dlse[..., None]
-    flat = grouped(dout, heads)
-    dp = torch.matmul(flat, v.to(wide).mT).reshape(s.shape)
-    ds = p * (dp - delta)
-    draw = (ds * (1 - (capped / softcap).square()) if softcap else ds) * factor
-    flat_s = grouped(draw, heads)
-    dq = torch.matmul(flat_s, k.to(wide)).reshape(q.shape)
-    dk = torch.matmul(flat_s.mT, grouped(q.to(wide), heads))
-    dv = torch.matmul(grouped(p, heads).mT, flat)
-    dsinks = None
-    if sinks is not None and needs[3]:
-        share = torch.exp(sinks.to(wide)[None, :, None] - lse)
-        dsinks = -(share * delta.squeeze(-1)).sum((0, 2)).to(sinks.dtype)
-    dbias = None
-    if bias is not None and needs[5]:
-        dbias = ds.sum_to_size(bias.shape).to(bias.dtype)
-    firsts = (g.to(q.dtype) if need else None for g, need in zip((dq, dk, dv), needs, strict=False))
-    return (*firsts, dsinks, None, dbias)
+    s = _biased(capped, bias, slopes, pattern.get("align", ALIGNMENTS[0]))
+    p, total = softmax_of(s, _seen(mask, q, k, pattern), sinks)
+    do = do.to(wide)
+    delta = (do * out.to(wide)).sum(-1, keepdim=True)
+    if dlse is not None:
+        delta = delta - dlse.to(wide)[..., None]
+    flat = grouped(do, heads)
+    ds = p * (torch.matmul(flat, v.to(wide).mT).reshape(s.shape) - delta)
+    sloped = grouped((ds * (1 - (capped / softcap).square()) if softcap else ds) * factor, heads)
+    found = [
+        torch.matmul(sloped, k.to(wide)).reshape(q.shape).to(q.dtype),
+        torch.matmul(sloped.mT, grouped(q.to(wide), heads)).to(k.dtype),
+        torch.matmul(grouped(p, heads).mT, flat).to(v.dtype),
+    ]
+    if sinks is not None:
+        share = torch.exp(sinks.to(wide)[None, :, None] - total)
+        found.append(-(share * delta.squeeze(-1)).sum((0, 2)).to(sinks.dtype))
+    if bias is not None:
+        found.append(ds.sum_to_size(bias.shape).to(bias.dtype))
+    return tuple(found)
 
 
 def _gradient(
-    call: Calls,
-    needs: tuple[bool, ...],
-    grads: Grads,
-    *saved: Any,
-    scale: float | None = None,
-    softcap: float | None = None,
-    **pattern: Any,
+    call: Calls, needs: tuple[bool, ...], grads: Grads, *saved: Any, **options: Any
 ) -> Grads:
-    """Return one gradient per input of `attention`."""
-    return gradients(needs, grads, saved[:6], saved[6:], scale, softcap, pattern)
+    """Return one gradient per input, by `attention_backward`.
+
+    Where the LSE has a gradient or the scores have slopes, the kernel's formula is not enough: the
+    gradient is plain PyTorch then, on every backend.
+    """
+    inputs, (out, lse) = saved[:6], saved[6:]
+    q, sinks, mask, bias = inputs[0], *inputs[3:]
+    do, dlse = grads
+    if do is None:
+        do = torch.zeros_like(out)
+    form: Callable[..., Any] = call
+    if dlse is not None or options.get("slopes") is not None:
+        form = partial(attention_backward, dlse=dlse)
+    else:
+        options.pop("slopes", None)
+    found = list(form(do.to(q.dtype), *inputs[:3], out, lse, sinks, mask, bias, **options))
+    dsinks = None if sinks is None else found[3]
+    dbias = None if bias is None else found[-1]
+    every = (*found[:3], dsinks, None, dbias)
+    return tuple(grad if need else None for grad, need in zip(every, needs, strict=True))
 
 
 def _causal(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensors:
@@ -180,23 +214,18 @@ def _causal(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensors:
 
 
 def _causal_gradient(
-    call: Calls,
-    needs: tuple[bool, ...],
-    grads: Grads,
-    *saved: Any,
-    scale: float | None = None,
-    softcap: float | None = None,
-    **pattern: Any,
+    call: Calls, needs: tuple[bool, ...], grads: Grads, *saved: Any, **options: Any
 ) -> Grads:
-    inputs = (*saved[:3], None, None, None)
-    every = gradients(
-        (*needs, False, False, False), grads, inputs, saved[3:], scale, softcap,
-        {"causal": True, **pattern},
-    )  # fmt: skip
-    return every[:3]
+    every = (*saved[:3], None, None, None, *saved[3:])
+    return _gradient(call, (*needs, False, False, False), grads, *every, causal=True, **options)[:3]
+
+
+def _causal_backward(*inputs: Tensor, **options: Any) -> Tensors:
+    return attention_backward(*inputs, causal=True, **options)
 
 
 _OPTIONS = f"str align='{ALIGNMENTS[0]}', int? window=None, float? scale=None, float? softcap=None"
+_SLOPES = "float[]? slopes=None"
 _NOTES = (
     f"align: {' or '.join(ALIGNMENTS)}: where the causal diagonal begins.",
     "window: attend only keys j > i - window, and, without causal, j < i + window.",
@@ -204,10 +233,13 @@ _NOTES = (
     "softcap: scores become softcap * tanh(score / softcap); None is no cap.",
 )
 
+_MASK_NOTE = "mask: may be bool as well: True to attend."
+_SLOPES_NOTE = "slopes: ALiBi: one number per query head; scores lose slope * |i - j|."
+
 ROWS = (
     Row(
         op=MASKED_ATTENTION,
-        options=f"bool causal=False, {_OPTIONS}",
+        options=f"bool causal=False, {_OPTIONS}, {_SLOPES}",
         notes=(
             "mask: may be bool as well: True to attend.",
             "causal: attend keys j <= i.",
@@ -215,16 +247,32 @@ ROWS = (
         ),
         plain=attention,
         backward=_gradient,
+        gradient="attention_backward",
         keeps_outputs=True,
         autocast="low",
     ),
     Row(
         op=OPERATORS["causal_attention"],
-        options=_OPTIONS,
-        notes=_NOTES,
+        options=f"{_OPTIONS}, {_SLOPES}",
+        notes=(*_NOTES, _SLOPES_NOTE),
         plain=_causal,
         backward=_causal_gradient,
+        gradient="attention_backward",
         keeps_outputs=True,
         autocast="low",
+    ),
+    Row(
+        op=MASKED_ATTENTION_BACKWARD,
+        options=f"bool causal=False, {_OPTIONS}",
+        notes=(_MASK_NOTE, "causal: attend keys j <= i.", *_NOTES),
+        plain=attention_backward,
+        backward=derivative(attention_backward),
+    ),
+    Row(
+        op=OPERATORS["causal_attention_backward"],
+        options=_OPTIONS,
+        notes=_NOTES,
+        plain=_causal_backward,
+        backward=derivative(_causal_backward),
     ),
 )

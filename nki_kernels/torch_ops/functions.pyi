@@ -1,4 +1,4 @@
-# ruff: noqa: D415, D417
+# ruff: noqa: D415, D417, E501
 """The types of `functions.py`; written by python -m nki_kernels.torch_ops.stubs."""
 
 import torch
@@ -400,6 +400,182 @@ def gated_mlp_kn(
         ValueError: an unknown backend; an option or values that the contract excludes.
     """
 
+def gated_mlp_backward(
+    dy: Tensor,
+    x: Tensor,
+    gate: Tensor,
+    up: Tensor,
+    down: Tensor,
+    *,
+    activation: str = "silu",
+    out_dtype: torch.dtype | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """gradients of y = (activation(x·gateᵀ) * (x·upᵀ))·downᵀ
+
+    Args:
+        dy [T, H]: bfloat16 | float16 | float32; any strides.
+        x [T, H]: bfloat16 | float16 | float32; any strides.
+        gate [I, H]: bfloat16 | float16 | float32; any strides.
+        up [I, H]: bfloat16 | float16 | float32; any strides.
+        down [H, I]: bfloat16 | float16 | float32; any strides.
+        activation: relu, silu, gelu, gelu_tanh.
+        out_dtype: dtype of the results; None means that of x.
+        backend: neuron, simulator, torch; None means what use() or
+            NKI_SIMULATOR asks for, else the default of the tensors' device.
+
+    Returns:
+        dx [T, H], dgate [I, H], dup [I, H], ddown [H, I]; new, dense.
+
+    Raises:
+        BackendError: the backend asked for cannot run the call.
+        ValueError: an unknown backend; an option or values that the contract excludes.
+    """
+
+def norm_linear(
+    x: Tensor,
+    norm_weight: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    eps: float = 1e-06,
+    out_dtype: torch.dtype | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """y[m, n] = sum_k x[m, k] * norm_weight[k] * weight[n, k] / sqrt(mean_k(x[m, :]^2) + eps) + bias[n]
+
+    Args:
+        x [M, K]: bfloat16 | float32; any strides.
+        norm_weight [K]: bfloat16 | float32; any strides.
+        weight [N, K]: bfloat16 | float32; any strides.
+        bias [N]: bfloat16 | float32; any strides.
+        eps: added to each mean square.
+        out_dtype: dtype of the results; None means that of x.
+        backend: neuron, simulator, torch; None means what use() or
+            NKI_SIMULATOR asks for, else the default of the tensors' device.
+
+    Returns:
+        y [M, N]; new, dense.
+
+    Raises:
+        BackendError: the backend asked for cannot run the call.
+        ValueError: an unknown backend; an option or values that the contract excludes.
+    """
+
+def norm_linear_kn(
+    x: Tensor,
+    norm_weight: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    eps: float = 1e-06,
+    out_dtype: torch.dtype | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """y[m, n] = sum_k x[m, k] * norm_weight[k] * weight[k, n] / sqrt(mean_k(x[m, :]^2) + eps) + bias[n]
+
+    Args:
+        x [M, K]: bfloat16 | float32; any strides.
+        norm_weight [K]: bfloat16 | float32; any strides.
+        weight [K, N]: bfloat16 | float32; any strides.
+        bias [N]: bfloat16 | float32; any strides.
+        eps: added to each mean square.
+        out_dtype: dtype of the results; None means that of x.
+        backend: neuron, simulator, torch; None means what use() or
+            NKI_SIMULATOR asks for, else the default of the tensors' device.
+
+    Returns:
+        y [M, N]; new, dense.
+
+    Raises:
+        BackendError: the backend asked for cannot run the call.
+        ValueError: an unknown backend; an option or values that the contract excludes.
+    """
+
+def qkv_projection(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    norm_weight: Tensor | None = None,
+    q_norm: Tensor | None = None,
+    k_norm: Tensor | None = None,
+    cos: Tensor | None = None,
+    sin: Tensor | None = None,
+    *,
+    heads: int,
+    kv_heads: int,
+    eps: float = 1e-06,
+    out_dtype: torch.dtype | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k, v = heads of norm(x)·weight + bias; q and k normalised by head and rotated
+
+    Args:
+        x [T, H]: bfloat16 | float32; any strides.
+        weight [C, D, H]: bfloat16 | float32; any strides.
+        bias [C, D]: bfloat16 | float32; any strides.
+        norm_weight [H]: bfloat16 | float32; any strides.
+        q_norm [D]: bfloat16 | float32; any strides.
+        k_norm [D]: bfloat16 | float32; any strides.
+        cos [T, F]: float32; any strides.
+        sin [T, F]: float32; any strides.
+        heads: heads of q.
+        kv_heads: heads of k and of v.
+        eps: added to each mean square.
+        out_dtype: dtype of the results; None means that of x.
+        backend: neuron, simulator, torch; None means what use() or
+            NKI_SIMULATOR asks for, else the default of the tensors' device.
+
+    Returns:
+        q [T, Q, D], k [T, G, D], v [T, G, D]; new, dense.
+
+    Raises:
+        BackendError: the backend asked for cannot run the call.
+        ValueError: an unknown backend; an option or values that the contract excludes.
+    """
+
+def qkv_projection_kn(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    norm_weight: Tensor | None = None,
+    q_norm: Tensor | None = None,
+    k_norm: Tensor | None = None,
+    cos: Tensor | None = None,
+    sin: Tensor | None = None,
+    *,
+    heads: int,
+    kv_heads: int,
+    eps: float = 1e-06,
+    out_dtype: torch.dtype | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k, v = heads of norm(x)·weight + bias; q and k normalised by head and rotated
+
+    Args:
+        x [T, H]: bfloat16 | float32; any strides.
+        weight [H, C, D]: bfloat16 | float32; any strides.
+        bias [C, D]: bfloat16 | float32; any strides.
+        norm_weight [H]: bfloat16 | float32; any strides.
+        q_norm [D]: bfloat16 | float32; any strides.
+        k_norm [D]: bfloat16 | float32; any strides.
+        cos [T, F]: float32; any strides.
+        sin [T, F]: float32; any strides.
+        heads: heads of q.
+        kv_heads: heads of k and of v.
+        eps: added to each mean square.
+        out_dtype: dtype of the results; None means that of x.
+        backend: neuron, simulator, torch; None means what use() or
+            NKI_SIMULATOR asks for, else the default of the tensors' device.
+
+    Returns:
+        q [T, Q, D], k [T, G, D], v [T, G, D]; new, dense.
+
+    Raises:
+        BackendError: the backend asked for cannot run the call.
+        ValueError: an unknown backend; an option or values that the contract excludes.
+    """
+
 def rms_norm(
     x: Tensor,
     weight: Tensor | None = None,
@@ -523,6 +699,7 @@ def attention(
     window: int | None = None,
     scale: float | None = None,
     softcap: float | None = None,
+    slopes: list[float] | None = None,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """out[i] = sum_j softmax_j(scale * q[i].k[j]) * v[j]; lse[i] = log sum_j exp
@@ -560,6 +737,7 @@ def causal_attention(
     window: int | None = None,
     scale: float | None = None,
     softcap: float | None = None,
+    slopes: list[float] | None = None,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """out[i] = sum_j softmax_j(scale * q[i].k[j]) * v[j]; lse[i] = log sum_j exp
@@ -572,11 +750,97 @@ def causal_attention(
         window: attend only keys j > i - window, and, without causal, j < i + window.
         scale: None is 1 / sqrt(D).
         softcap: scores become softcap * tanh(score / softcap); None is no cap.
+        slopes: ALiBi: one number per query head; scores lose slope * |i - j|.
         backend: neuron, simulator, torch; None means what use() or
             NKI_SIMULATOR asks for, else the default of the tensors' device.
 
     Returns:
         out [B, H, M, E], lse [B, H, M]; new, dense.
+
+    Raises:
+        BackendError: the backend asked for cannot run the call.
+        ValueError: an unknown backend; an option or values that the contract excludes.
+    """
+
+def attention_backward(
+    do: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    sinks: Tensor | None = None,
+    mask: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    causal: bool = False,
+    align: str = "top-left",
+    window: int | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """dq, dk, dv of attention: ds = p * (do.v - do.out), p = exp(scale * q.k - lse)
+
+    Args:
+        do [B, H, M, E]: bfloat16 | float16 | float32; any strides.
+        q [B, H, M, D]: bfloat16 | float16 | float32; any strides.
+        k [B, G, N, D]: bfloat16 | float16 | float32; any strides.
+        v [B, G, N, E]: bfloat16 | float16 | float32; any strides.
+        out [B, H, M, E]: bfloat16 | float16 | float32; any strides.
+        lse [B, H, M]: float32; any strides.
+        sinks [H]: float32; any strides.
+        mask [P, Q, M, N]: uint8; any strides.
+        bias [R, S, M, N]: bfloat16 | float16 | float32; any strides.
+        mask: may be bool as well: True to attend.
+        causal: attend keys j <= i.
+        align: top-left or bottom-right: where the causal diagonal begins.
+        window: attend only keys j > i - window, and, without causal, j < i + window.
+        scale: None is 1 / sqrt(D).
+        softcap: scores become softcap * tanh(score / softcap); None is no cap.
+        backend: neuron, simulator, torch; None means what use() or
+            NKI_SIMULATOR asks for, else the default of the tensors' device.
+
+    Returns:
+        dq [B, H, M, D], dk [B, G, N, D], dv [B, G, N, E], dsinks [H], dbias [R, S, M, N]; new, dense.
+
+    Raises:
+        BackendError: the backend asked for cannot run the call.
+        ValueError: an unknown backend; an option or values that the contract excludes.
+    """
+
+def causal_attention_backward(
+    do: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    *,
+    align: str = "top-left",
+    window: int | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dq, dk, dv of attention: ds = p * (do.v - do.out), p = exp(scale * q.k - lse)
+
+    Args:
+        do [B, H, M, E]: bfloat16 | float16 | float32; any strides.
+        q [B, H, M, D]: bfloat16 | float16 | float32; any strides.
+        k [B, G, N, D]: bfloat16 | float16 | float32; any strides.
+        v [B, G, N, E]: bfloat16 | float16 | float32; any strides.
+        out [B, H, M, E]: bfloat16 | float16 | float32; any strides.
+        lse [B, H, M]: float32; any strides.
+        align: top-left or bottom-right: where the causal diagonal begins.
+        window: attend only keys j > i - window, and, without causal, j < i + window.
+        scale: None is 1 / sqrt(D).
+        softcap: scores become softcap * tanh(score / softcap); None is no cap.
+        backend: neuron, simulator, torch; None means what use() or
+            NKI_SIMULATOR asks for, else the default of the tensors' device.
+
+    Returns:
+        dq [B, H, M, D], dk [B, G, N, D], dv [B, G, N, E]; new, dense.
 
     Raises:
         BackendError: the backend asked for cannot run the call.

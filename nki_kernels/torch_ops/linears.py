@@ -22,6 +22,13 @@ from nki_kernels.torch_ops.row import Calls, Grads, Row, Tensors
 
 _aten = torch.ops.aten
 
+
+def _silu_slope(grad: Tensor, z: Tensor) -> Tensor:
+    """PyTorch's own has no derivative."""
+    s = torch.sigmoid(z)
+    return grad * s * (1 + z * (1 - s))
+
+
 #: Value and gradient of each activation; "gelu" is the exact one.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
@@ -31,7 +38,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 ACTIVATION_GRADIENTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "relu": lambda grad, z: _aten.threshold_backward(grad, z, 0),
-    "silu": _aten.silu_backward,
+    "silu": _silu_slope,
     "gelu": _aten.gelu_backward,
     "gelu_tanh": lambda grad, z: _aten.gelu_backward(grad, z, approximate="tanh"),
 }

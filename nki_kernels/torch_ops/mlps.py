@@ -4,8 +4,8 @@
     dh = dy·downᵀ;  du = dh * activation(g);  dg = dh * u * activation'(g)
     dx = dg·gateᵀ + du·upᵀ;  dgate = xᵀ·dg;  dup = xᵀ·du;  ddown = hᵀ·dy
 
-The gradient forms g and u again and is made of the products, on the backend of the forward pass;
-what lies between them is plain PyTorch in float32.
+The gradient is one call of `gated_mlp_backward`, which forms g and u again, on the backend of the
+forward pass.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from nki_kernels.operators import OPERATORS
+from nki_kernels.torch_ops.derivative import derivative
 from nki_kernels.torch_ops.linears import ACTIVATION_GRADIENTS, ACTIVATIONS
 from nki_kernels.torch_ops.products import wide_type
 from nki_kernels.torch_ops.row import Calls, Grads, Row, Tensors
@@ -42,6 +43,31 @@ def _gated_mlp(
     return (y.to(out_dtype or x.dtype),)
 
 
+def gated_mlp_backward(
+    dy: Tensor,
+    x: Tensor,
+    gate: Tensor,
+    up: Tensor,
+    down: Tensor,
+    *,
+    activation: str = "silu",
+    out_dtype: torch.dtype | None = None,
+) -> Tensors:
+    """dx, dgate, dup and ddown of `gated_mlp`, rounded as the kernel does."""
+    narrow, wide = x.dtype, wide_type(x)
+    g, u = (torch.mm(x.to(wide), w.to(wide).t()) for w in (gate, up))
+    dh, active = torch.mm(dy.to(wide), down.to(wide)), ACTIVATIONS[activation](g)
+    hidden, du = ((part * active).to(narrow).to(wide) for part in (u, dh))
+    dg = ACTIVATION_GRADIENTS[activation](dh * u, g).to(narrow).to(wide)
+    found = (
+        torch.mm(dg, gate.to(wide)) + torch.mm(du, up.to(wide)),
+        torch.mm(dg.t(), x.to(wide)),
+        torch.mm(du.t(), x.to(wide)),
+        torch.mm(dy.to(wide).t(), hidden),
+    )
+    return tuple(part.to(out_dtype or narrow) for part in found)
+
+
 def _gradient(
     flip: bool,
     call: Calls,
@@ -55,32 +81,11 @@ def _gradient(
     activation: str = "silu",
     out_dtype: torch.dtype | None = None,
 ) -> Grads:
-    """Return the gradients of x, gate, up and down."""
-    narrow, wide = x.dtype, wide_type(x)
-    # The letters of the products: weights stored [I, H] and [H, I], or the other way round.
-    into, back = ("matmul_nt", "matmul") if flip else ("matmul", "matmul_nt")
-    g, u = call[into](x, gate, out_dtype=wide), call[into](x, up, out_dtype=wide)
-    dy = grads[0].to(narrow)
-    active = ACTIVATIONS[activation](g)
-    dh = call[back](dy, down, out_dtype=wide)
-    du = (dh * active).to(narrow)
-    dg = ACTIVATION_GRADIENTS[activation](dh * u, g).to(narrow)
-
-    def weight_gradient(inner: Tensor, outer: Tensor) -> Tensor:
-        pair = (outer, inner) if flip else (inner, outer)
-        found: Tensor = call["matmul_tn"](*pair)
-        return found
-
-    dx = None
-    if needs[0]:
-        through = call[back](dg, gate, out_dtype=wide) + call[back](du, up, out_dtype=wide)
-        dx = through.to(narrow)
-    return (
-        dx,
-        weight_gradient(x, dg) if needs[1] else None,
-        weight_gradient(x, du) if needs[2] else None,
-        weight_gradient((active * u).to(narrow), dy) if needs[3] else None,
-    )
+    """Return all gradients by one call; weights stored the other way are transposed for it."""
+    weights = (gate, up, down) if flip else (gate.t(), up.t(), down.t())
+    dx, *others = call(grads[0].to(x.dtype), x, *weights, activation=activation)
+    found = (dx, *(others if flip else (w.t().contiguous() for w in others)))
+    return tuple(part if need else None for part, need in zip(found, needs, strict=True))
 
 
 def _row(name: str, flip: bool) -> Row:
@@ -93,8 +98,22 @@ def _row(name: str, flip: bool) -> Row:
         ),
         plain=partial(_gated_mlp, flip),
         backward=partial(_gradient, flip),
+        gradient="gated_mlp_backward",
         autocast="low",
     )
 
 
-ROWS = (_row("gated_mlp", True), _row("gated_mlp_kn", False))
+ROWS = (
+    _row("gated_mlp", True),
+    _row("gated_mlp_kn", False),
+    Row(
+        op=OPERATORS["gated_mlp_backward"],
+        options="str activation='silu', ScalarType? out_dtype=None",
+        notes=(
+            f"activation: {', '.join(ACTIVATIONS)}.",
+            "out_dtype: dtype of the results; None means that of x.",
+        ),
+        plain=gated_mlp_backward,
+        backward=derivative(gated_mlp_backward),
+    ),
+)

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import compress
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from nki_kernels.operators.contract import shapes_of
+from nki_kernels.operators.contract import Operand, shapes_of
 from nki_kernels.torch_ops import backends, casting
 from nki_kernels.torch_ops.counts import COPY, EMPTY, count
-from nki_kernels.torch_ops.row import Grads, Inputs, Row, Tensors
+from nki_kernels.torch_ops.row import Grads, Inputs, Options, Row, Tensors
 
 NAMESPACE = "nki_kernels"
 
@@ -61,7 +63,8 @@ def register(row: Row) -> Callable[..., Any]:
 
 def _implementation(row: Row) -> Callable[..., Any]:
     def implementation(*inputs: Tensor | None, backend: str | None = None, **options: Any) -> Any:
-        return _returned(run(row, row.complete(inputs), options, backend))
+        whole = row.complete(inputs)
+        return _returned(_filled(row, whole, run(row, whole, options, backend), options))
 
     return implementation
 
@@ -112,25 +115,37 @@ def _fake(row: Row) -> Callable[..., Any]:
         inputs = row.complete(inputs)
         first = row.present(inputs)[0][1]
         # Explicit sizes: empty_like would inherit the strides of a transposed input.
-        usual = options.get("out_dtype") or _default_dtype(row, first)
-        shapes = row.op.output_shapes(*shapes_of(inputs), options=options)
-        return _returned(
-            tuple(
-                first.new_empty(shape, dtype=_named(out.dtype) if out.dtype else usual)
-                for out, shape in zip(row.op.outputs, shapes, strict=True)
-            )
-        )
+        answers = row.answers(inputs)
+        outputs = tuple(compress(row.op.outputs, answers))
+        shapes = replace(row.op, outputs=outputs).output_shapes(*shapes_of(inputs), options=options)
+        given = [
+            first.new_empty(shape, dtype=_out_dtype(row, out, first, options))
+            for out, shape in zip(outputs, shapes, strict=True)
+        ]
+        return _returned(_filled(row, inputs, tuple(given), options))
 
     return fake
 
 
-def _default_dtype(row: Row, first: Tensor) -> torch.dtype:
-    return first.dtype if row.op.out_dtypes is None else _named(row.op.out_dtypes[0])
+def _out_dtype(row: Row, out: Operand, first: Tensor, options: Options) -> torch.dtype:
+    wanted: torch.dtype | None = options.get("out_dtype")
+    name = out.dtype
+    if name is None and wanted is None and row.op.out_dtypes is not None:
+        name = row.op.out_dtypes[0]
+    named: torch.dtype = getattr(torch, name) if name else wanted or first.dtype
+    return named
 
 
-def _named(dtype: str) -> torch.dtype:
-    found: torch.dtype = getattr(torch, dtype)
-    return found
+def _filled(row: Row, inputs: Inputs, outputs: Tensors, options: Options) -> Tensors:
+    """Return one output per operand: an op always has as many, absent ones empty."""
+    answers = row.answers(inputs)
+    if all(answers):
+        return outputs
+    given, first = iter(outputs), row.present(inputs)[0][1]
+    return tuple(
+        next(given) if answer else first.new_empty(0, dtype=_out_dtype(row, out, first, options))
+        for out, answer in zip(row.op.outputs, answers, strict=True)
+    )
 
 
 class _Calls:
@@ -158,6 +173,8 @@ def _register_backward(definition: Any, row: Row) -> None:
         outputs = output if isinstance(output, tuple) else (output,)
         kept = outputs if row.keeps_outputs else ()
         ctx.save_for_backward(*row.complete(inputs), *kept)
+        if row.keeps_outputs:  # such a formula tells an output without influence from a zero
+            ctx.set_materialize_grads(False)
         ctx.options = dict(keyword_only_inputs)
         ctx.backend = ctx.options.pop("backend")
         # Eagerly, the backward pass asks for what the forward pass asked for, even if the `with`
@@ -170,7 +187,9 @@ def _register_backward(definition: Any, row: Row) -> None:
         # PyTorch leaves optional inputs off the end here as well; what is None needs no gradient.
         more = len(row.op.inputs) - len(ctx.needs_input_grad)
         needs = (*ctx.needs_input_grad, *(False for _ in range(more)))
-        found = formula(_Calls(name, ctx.backend), needs, grads, *ctx.saved_tensors, **ctx.options)
+        saved = ctx.saved_tensors
+        grads = tuple(compress(grads, row.answers(saved[: len(row.op.inputs)])))
+        found = formula(_Calls(name, ctx.backend), needs, grads, *saved, **ctx.options)
         return found[: len(ctx.needs_input_grad)]
 
     definition.register_autograd(backward, setup_context=setup)

@@ -35,7 +35,7 @@ class Row:
     """The PyTorch side of one operator.
 
     Attributes:
-        op: the operator.
+        op: the operator. Optional outputs ("dbias") that a call has not are empty, of shape [0].
         options: the keyword-only options, in the language of `torch.library` schemas.
         notes: what a user must know of the options, for the docstring; one line each.
         plain: the formula in PyTorch: (*inputs, **options) -> outputs; also for zero-size inputs,
@@ -66,6 +66,11 @@ class Row:
     def complete(self, inputs: Inputs) -> Inputs:
         """Return one input per operand: PyTorch leaves optional ones off the end."""
         return inputs + (None,) * (len(self.op.inputs) - len(inputs))
+
+    def answers(self, inputs: Inputs) -> list[bool]:
+        """Return for each output whether a call has it: an optional one ("dbias") has its input."""
+        names = {name for name, _ in self.present(inputs)}
+        return [not out.optional or out.name.removeprefix("d") in names for out in self.op.outputs]
 
     def present(self, inputs: Sequence[Any]) -> list[tuple[str, Any]]:
         """Return name and tensor of every input that is there."""

@@ -16,6 +16,7 @@ from nki_kernels.torch_ops import (
     mlps,
     norms,
     products,
+    projections,
     ropes,
 )
 from nki_kernels.torch_ops.row import Row
@@ -80,6 +81,7 @@ ROWS: dict[str, Row] = {
         *products.ROWS,
         *linears.ROWS,
         *mlps.ROWS,
+        *projections.ROWS,
         RMS_NORM,
         LAYER_NORM,
         RMS_NORM_BACKWARD,

@@ -15,11 +15,12 @@ from nki_kernels.torch_ops import functions
 STUB = Path(functions.__file__).with_suffix(".pyi")
 
 _TYPES = {
-    "Tensor": "Tensor", "Optional[Tensor]": "Tensor | None", "float": "float",
+    "Tensor": "Tensor", "Optional[Tensor]": "Tensor | None",
+    "Optional[List[float]]": "list[float] | None", "float": "float",
     "Optional[float]": "float | None", "int": "int", "Optional[int]": "int | None",
     "str": "str", "Optional[str]": "str | None", "bool": "bool",
 }  # fmt: skip
-_HEAD = '''# ruff: noqa: D415, D417
+_HEAD = '''# ruff: noqa: D415, D417, E501
 """The types of `functions.py`; written by python -m nki_kernels.torch_ops.stubs."""
 
 import torch

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from reference import attention, decode, matmul, mlp, moe, norm, rope
+from nki_kernels.torch_ops.rows import ROWS
+from reference import attention, decode, matmul, mlp, moe, norm, projection, rope
 from tests.torch_ops.support import tensor
 
 
@@ -85,6 +86,14 @@ def _layer(x, weight, bias, **options):
     return [norm.layer_norm(x, weight, bias, **options)]
 
 
+def _project(x, weight, bias, norm_weight, q_norm, k_norm, cos, sin, **options):
+    if norm_weight is None:
+        options["eps"] = 1e-6
+    return projection.qkv_projection(
+        x, weight, bias, norm_weight, q_norm, k_norm, cos, sin, **options
+    )
+
+
 def _attend(*inputs, **options):
     return attention.attention(*inputs, depth=8, **options)
 
@@ -120,6 +129,25 @@ _TABLE = _ints(4, 0, 2, 1, 3, 5, shape=(2, 3))
 def _masked(dtype):
     bias = tensor((1, 4, 7, 11), dtype, 9)
     return (*_some(*_QKV)(dtype), _SINKS, _MASK, bias)
+
+
+def _after(inputs, dtype, **options):
+    """What `attention` leaves for its gradient."""
+    row = ROWS["attention"]
+    out, lse = row.plain(*row.complete(inputs), **options)
+    return (tensor(out.shape, dtype, 11), *inputs[:3], out, lse, *inputs[3:])
+
+
+def _after_attention(dtype):
+    return _after(_masked(dtype), dtype)
+
+
+def _after_causal(dtype):
+    return _after(_some(*_QKV)(dtype), dtype, causal=True)
+
+
+def _no_gain(dtype):
+    return tensor((9, 21), dtype), None, tensor((21, 11), dtype, 1)
 
 
 def _cache(dtype):
@@ -176,6 +204,20 @@ SAMPLES = (
     Sample(op="kv_cache_write_paged", make=_some(
         (2, 2, 3, 6), (2, 2, 3, 5), (3, 2, 4, 6), (3, 2, 4, 5),
         fixed=(_ints(4, -1, 3, 11, 0, 7, shape=(2, 3)),))),
+    Sample(op="gated_mlp_backward", make=_some((9, 13), (9, 13), (19, 13), (19, 13), (13, 19))),
+    Sample(op="norm_linear", make=_some((9, 21), (21,), (11, 21), (11,)),
+           reference=lambda *x, **o: [projection.norm_linear(*x, **o)]),
+    Sample(op="norm_linear_kn", make=_no_gain,
+           reference=lambda *x, **o: [projection.norm_linear(*x, transpose_weight=False, **o)]),
+    Sample(op="qkv_projection",
+           make=_some((7, 13), (8, 8, 13), (8, 8), (13,), (8,), (8,), fixed=_ANGLES),
+           options={"heads": 4, "kv_heads": 2}, reference=_project),
+    Sample(op="qkv_projection_kn", make=_some((7, 13), (13, 8, 8)),
+           options={"heads": 4, "kv_heads": 2},
+           reference=partial(_project, transpose_weight=False)),
+    Sample(op="attention_backward", make=_after_attention),
+    Sample(op="attention_backward", make=_after_causal, options={"causal": True}),
+    Sample(op="causal_attention_backward", make=_after_causal),
     Sample(op="rope", make=_some((2, 3, 7, 8), fixed=_ANGLES), options={"interleaved": True},
            reference=lambda *x, **o: [rope.rope(*x, **o)]),
     Sample(op="rope_batched", make=_some((2, 3, 7, 8), fixed=_MORE_ANGLES),

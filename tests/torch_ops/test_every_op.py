@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch")
 
 from torch.library import opcheck
 
+from nki_kernels.machine.errors import OptionError
 from nki_kernels.torch_ops import counters, functions, stubs
 from nki_kernels.torch_ops.arrays import as_arrays
 from nki_kernels.torch_ops.rows import ROWS
@@ -20,6 +21,7 @@ from tests.torch_ops.support import TOY, array
 
 CASES = [pytest.param(s, id=f"{s.op}-{i}") for i, s in enumerate(SAMPLES)]
 WITH_VALUES = [p for p in CASES if p.values[0].reference is not None]
+BARE_ATTENTION = [s for s in SAMPLES if s.op == "attention"][1]
 DIFFERENTIABLE = [p for p in CASES if ROWS[p.values[0].op].backward is not None]
 
 
@@ -89,10 +91,19 @@ def test_opcheck(sample):
 
 
 def _with_gradients(inputs):
+    """Return leaves; the last two of eight are the angles of a projection, which have none."""
     return [
-        x.clone().requires_grad_() if x is not None and x.dtype.is_floating_point else x
-        for x in inputs
+        x.clone().requires_grad_() if x is not None and x.dtype.is_floating_point and at < 6 else x
+        for at, x in enumerate(inputs)
     ]
+
+
+def test_angles_of_a_projection_have_no_gradient():
+    sample = next(s for s in SAMPLES if s.op == "qkv_projection")
+    *inputs, sin = given(sample, "float32")
+    q, _, _ = functions.qkv_projection(*inputs, sin.clone().requires_grad_(), **sample.options)
+    with pytest.raises(OptionError, match="cos or sin requires a gradient, which the op has not"):
+        q.sum().backward()
 
 
 @pytest.mark.parametrize("sample", CASES)
@@ -125,7 +136,12 @@ def test_the_gradient_is_that_of_the_formula(sample):
         x if x is None or not x.dtype.is_floating_point else x.double()
         for x in given(sample, "float64")
     ]
-    leaves = [x.requires_grad_() for x in wide if x is not None and x.dtype == torch.float64]
+    angles = {"cos", "sin"} if sample.op.startswith("qkv") else set()
+    leaves = [
+        x.requires_grad_()
+        for operand, x in zip(row.op.inputs, wide, strict=True)
+        if x is not None and x.dtype == torch.float64 and operand.name not in angles
+    ]
     results = []
     for function in (op_of(sample), row.plain):
         found = [y for y in outputs(function(*wide, **sample.options)) if y.dtype.is_floating_point]
@@ -151,6 +167,25 @@ def test_gradients_on_the_simulator_run_kernels_and_no_plain_op(sample):
     torch.autograd.backward(float_outputs, [torch.ones_like(y) for y in float_outputs])
     assert inputs[0].grad is not None
     assert not [key for key in counters() if key[1] == "torch"]
+
+
+@pytest.mark.parametrize("extra", ["nothing", "lse", "slopes"])
+def test_the_gradient_of_attention_is_a_kernel_unless_lse_or_alibi_need_more(extra):
+    q, k, v = (x.requires_grad_() for x in given(BARE_ATTENTION, "float32")[:3])
+    slopes = [0.5, 0.25, 1.0, 0.0] if extra == "slopes" else None
+    out, lse = functions.attention(q, k, v, slopes=slopes, backend="simulator")
+    (out.sum() + lse.sum() if extra == "lse" else out.sum()).backward()
+    assert counters()["attention_backward", "simulator"] == (extra == "nothing")
+    assert not [key for key in counters() if key[1] == "torch"]
+    mine = [x.grad for x in (q, k, v)]
+    wide = [x.detach().double().requires_grad_() for x in (q, k, v)]
+    out, lse = ROWS["attention"].plain(*wide, slopes=slopes)
+    (out.sum() + lse.sum() if extra == "lse" else out.sum()).backward()
+    for got, x in zip(mine, wide, strict=True):
+        ref = array(x.grad)
+        # Sums of 11 keys and 7 queries of probabilities that are themselves some roundings off.
+        keywords = {"op": "attention_backward", "roundings": 1, "chain": 256, "case": extra}
+        assert_close(array(got), ref, abs(ref) + abs(ref).max(), **keywords)
 
 
 @pytest.mark.parametrize("sample", [p for p in CASES if not ROWS[p.values[0].op].mutates])
