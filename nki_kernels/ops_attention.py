@@ -115,6 +115,7 @@ class Pattern(TypedDict, total=False):
     window: int | None
     scale: float | None
     softcap: float | None
+    slopes: Sequence[float] | None
 
 
 def attention_backward(
@@ -156,7 +157,7 @@ def attention_backward(
         config: tuning of the kernel; None lets the operator choose. It never changes the
             mathematics.
         target: hardware generation; None means the one in force, as for `matmul`.
-        **options: causal, align, window, scale and softcap of `attention`.
+        **options: causal, align, window, scale, softcap and slopes of `attention`.
 
     Returns:
         dq, dk and dv, in shape and dtype of q, k and v; then dsinks [H] float32 if there are

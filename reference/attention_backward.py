@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ def attention_backward(
     *,
     scale: float | None = None,
     softcap: float | None = None,
+    slopes: Sequence[float] | None = None,
     depth: int = 128,
     **pattern: Any,
 ) -> tuple[Reference, ...]:
@@ -40,10 +42,9 @@ def attention_backward(
 
     with ds' = ds * (1 - tanh^2) behind a softcap, else ds. A row whose lse is -inf has p = 0.
 
-    Errors in relative terms: a score is off as in `attention`, p by that of its exponent, and p and
-    ds of 2-byte inputs are rounded to bfloat16 before they are multiplied (ds of dbias only through
-    p). do·v and delta are off by their chain times their absolute terms, which p scales, and every
-    sum by its own chain.
+    A score is off as in `attention`, p by its exponent's error, and p and ds of 2-byte inputs are
+    rounded to bfloat16 before they are multiplied (ds of dbias only through p). do·v and delta are
+    off by their chain times their absolute terms, which p scales, and every sum by its own chain.
 
     Args:
         do: [B, H, M, E].
@@ -54,15 +55,15 @@ def attention_backward(
         lse: [B, H, M].
         sinks: [H], or None.
         mask: [1 | B, 1 | H, M, N], nonzero to attend, or None.
-        bias: of the mask's shape, or None.
+        bias: likewise.
         scale: None is 1 / sqrt(D).
         softcap: None is no cap.
+        slopes: [H], rounded to float32, or None.
         depth: terms the array sums in one pass.
         pattern: `causal`, `align` and `window` of `attends`.
 
     Returns:
-        dq, dk, dv, and dsinks and dbias where sinks and bias are given; value and magnitude each,
-        the magnitude in float32 roundings (2^-24).
+        dq, dk, dv, and dsinks and dbias where sinks and bias are given; magnitudes in 2^-24.
     """
     rounded = 0.0 if np.asarray(q).dtype == np.float32 else _BFLOAT16
     group = q.shape[1] // k.shape[1]
@@ -73,11 +74,11 @@ def attention_backward(
     if mask is not None:
         seen = seen & (np.asarray(mask) != 0)
     s, off, slope, slope_off = _scores(q64, k64, factor, softcap, depth)
-    if bias is not None:
-        s = s + np.asarray(bias, dtype=np.float64)
+    far = _distances(slopes, q.shape[2], k.shape[2], pattern)
+    s = s - far if bias is None else s - far + np.asarray(bias, dtype=np.float64)
     shift = np.where(np.isfinite(lse), np.asarray(lse, dtype=np.float64), 0.0)[..., None]
     p = np.exp(np.where(seen, s - shift, -np.inf))
-    exponent = np.where(seen, off + 6 * (np.abs(s) + np.abs(shift)) + 6, 0.0)
+    exponent = np.where(seen, off + 6 * (np.abs(s) + np.abs(shift) + np.abs(far)) + 6, 0.0)
     p_off = np.exp(np.minimum(exponent * _UNIT, 80.0)) * (1 + rounded) - 1
     delta, delta_off, inner, inner_off = _inner(do64, v64, out64, depth)
     ds = p * inner
@@ -110,6 +111,16 @@ def _scores(
     slope = 1 - t * t
     slope_off = 2 * np.abs(t) * (slope * off / softcap + 2) + 6
     return softcap * t, off, slope, slope_off
+
+
+def _distances(
+    slopes: Sequence[float] | None, rows: int, keys: int, pattern: dict[str, Any]
+) -> Array:
+    """Return what a score loses by slopes, [H, M, N]."""
+    shift = keys - rows if pattern.get("align") == "bottom-right" else 0
+    places = np.abs(np.arange(rows)[:, None] + shift - np.arange(keys)).astype(np.float64)
+    listed = np.zeros(1) if slopes is None else np.asarray(slopes, np.float32)
+    return listed.astype(np.float64)[:, None, None] * places
 
 
 def _inner(do: Array, v: Array, out: Array, depth: int) -> tuple[Array, Array, Array, Array]:

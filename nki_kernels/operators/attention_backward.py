@@ -166,6 +166,23 @@ def _config_problems(config: Any, dtype: str, spec: CoreSpec) -> tuple[str, ...]
     return tuple(reasons)
 
 
+def _option_problems(options: Options) -> tuple[str, ...]:
+    """Add to the problems of `attention` what the gradients lack."""
+    reasons = forward.ATTENTION.option_problems(options)
+    if options.get("max_seqlen") is None:
+        return reasons
+    reason = (
+        f"max_seqlen is {options['max_seqlen']!r}; packed sequences have no gradients yet; leave "
+        "it out, and call once per sequence or pass a mask"
+    )
+    return (*reasons, reason)
+
+
+def _value_problems(inputs: Sequence[Any], options: Options) -> tuple[str, ...]:
+    """Say what `attention` says of its inputs."""
+    return forward.ATTENTION.value_problems(inputs[1:4], options)
+
+
 def _arguments(
     causal: bool, inputs: Sequence[Any], options: Options, config: AttentionBackwardConfig
 ) -> tuple[Any, ...]:
@@ -204,8 +221,9 @@ def _operator(name: str, causal: bool, extras: bool = False) -> Operator:
         kernel=attention_backward,
         arguments=partial(_arguments, causal),
         limits=_masked_limits if extras else _limits,
-        option_problems=forward.ATTENTION.option_problems,
+        option_problems=_option_problems,
         config_problems=_config_problems,
+        value_problems=_value_problems,
     )
 
 

@@ -121,6 +121,29 @@ def test_masks_and_biases_match_the_reference(
     check(operands(b, h, g, m, n, d, dtype, seed, options, extras), options, extras)
 
 
+@given(
+    options=patterns, slope=st.sampled_from([1e-3, 0.4, -0.2]),
+    extra=st.sampled_from([None, "sinks", "mask", "bias"]), **sizes,
+)  # fmt: skip
+def test_slopes_match_the_reference(b, g, group, m, n, d, dtype, seed, options, slope, extra):
+    h = g * group
+    options = {**options, "slopes": [slope / (1 + head) for head in range(h)]}
+    extras = [None, None, None]
+    if extra == "sinks":
+        extras[0] = np.arange(h).astype(np.float32)
+    elif extra == "mask":
+        extras[1] = (np.random.default_rng(seed).random((1, 1, m, n)) < 0.6).astype(np.uint8)
+    elif extra == "bias":
+        extras[2] = np.random.default_rng(seed).standard_normal((1, h, m, n)).astype(DTYPES[dtype])
+    check(operands(b, h, g, m, n, d, dtype, seed, options, extras), options, extras)
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_slopes_without_a_scale_match_the_reference(softcap):
+    options = {"scale": 0.0, "slopes": [0.5, 0.1], "softcap": softcap}
+    check(operands(1, 2, 1, 9, 19, 8, "float32", 0, options), options)
+
+
 @given(d=st.integers(1, 16), e=st.integers(1, 24), dtype=sizes["dtype"], seed=seeds())
 def test_head_sizes_may_differ(d, e, dtype, seed):
     if -(-d // 8) + -(-e // 8) > 3:
@@ -318,6 +341,8 @@ def test_what_the_limits_allow_fits(target, dtype, d, e):
         ({"softcap": 0.0}, "softcap is 0.0; a finite number above 0"),
         ({"window": 0}, "window is 0; an int of at least 1"),
         ({"align": "left"}, "align is 'left'; allowed are top-left, bottom-right"),
+        ({"slopes": [1.0, 2.0]}, "slopes has 2 entries; one per query head, 1; give them all"),
+        ({"max_seqlen": 3}, "max_seqlen is 3; packed sequences have no gradients yet; leave"),
     ],
 )
 def test_an_illegal_option_says_why(options, text):
@@ -411,6 +436,7 @@ def test_causal_is_the_default_of_one_operator():
 
 def test_the_public_call_chooses_the_operator():
     options = {"causal": True, "align": "bottom-right", "window": 9, "softcap": 3.0, "scale": 0.5}
+    options["slopes"] = [0.1, 0.2]
     inputs = operands(1, 2, 1, 20, 24, 8, "float32", 0, options)
     compare(ops.attention_backward(*inputs, **options, target="toy"), inputs, options)
     inputs = operands(1, 2, 1, 20, 24, 8, "float32")

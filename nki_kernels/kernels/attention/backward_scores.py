@@ -89,12 +89,41 @@ class Scores:
 
     def _probabilities(self, step, s, scale, shift):
         """Return exp(scale * s + shift), and 0 where nothing is attended."""
-        if self.mask is not None or self.bias is not None:
+        slopes = self.rule.slopes
+        if self.mask is not None or self.bias is not None or (slopes and scale == 0):
             s, scale = self._adjusted(step, s, scale), 1.0
+        elif slopes:
+            s = self._sloped(step, s, slopes[step["tile"]["head"]] / scale)
         p = nl.ndarray(s.shape, dtype=self.dtype, buffer=nl.sbuf)
         nisa.activation(dst=p, op=nl.exp, data=s, bias=shift, scale=scale)
         self._bound(step, p)
         return p
+
+    def _sloped(self, step, s, slope):
+        """Return s - slope * |position of query - position of key|, float32.
+
+        One instruction of Vector where no key is behind a query's position, else two.
+        """
+        query = step["tile"]["rows"][0] + self.rule.offset
+        key = step["block"]["keys"][0] + step["columns"][0]
+        distance = nl.ndarray(s.shape, dtype=nl.float32, buffer=nl.sbuf)
+        nisa.iota(
+            dst=distance, pattern=[[-1, s.shape[1]]], offset=query - key, channel_multiplier=1
+        )
+        if self.rule.right is None or self.rule.right > 0:
+            nisa.scalar_tensor_tensor(
+                dst=distance,
+                data=distance,
+                op0=nl.multiply,
+                operand0=-1.0,
+                op1=nl.maximum,
+                operand1=distance,
+            )
+        result = nl.ndarray(s.shape, dtype=nl.float32, buffer=nl.sbuf)
+        nisa.scalar_tensor_tensor(
+            dst=result, data=distance, op0=nl.multiply, operand0=-slope, op1=nl.add, operand1=s
+        )
+        return result
 
     def _bound(self, step, p):
         """Set p to 0 beyond the bounds, exponentials that overflowed there too."""
@@ -115,9 +144,11 @@ class Scores:
             )
 
     def _adjusted(self, step, s, scale):
-        """Return scale * s + bias, and -FAR where the mask says no."""
+        """Return scale * s, less slopes, plus bias, and -FAR where the mask says no."""
         result = nl.ndarray(s.shape, dtype=nl.float32, buffer=nl.sbuf)
         nisa.tensor_scalar(dst=result, data=s, op0=nl.multiply, operand0=scale)
+        if self.rule.slopes:
+            result = self._sloped(step, result, self.rule.slopes[step["tile"]["head"]])
         if self.bias is not None:
             tile = nl.ndarray(s.shape, dtype=self.bias.dtype, buffer=nl.sbuf)
             copy(tile, self._rectangle(self.bias, step), self.config)
