@@ -20,7 +20,14 @@ import reference.moe
 import reference.norm
 import reference.projection
 import reference.rope
-from bench.moe import combine_inputs, dispatch_inputs, grouped_inputs, router_inputs
+from bench.moe import (
+    combine_inputs,
+    dispatch_inputs,
+    expert_choices,
+    expert_inputs,
+    grouped_inputs,
+    router_inputs,
+)
 from nki_kernels.machine.dtypes import as_dtype
 from nki_kernels.machine.tensor import Abstract
 from nki_kernels.operators import OPERATORS
@@ -92,12 +99,14 @@ class Entry:
             sum of absolute terms), float64; with several outputs, to a tuple of such pairs.
         inputs: makes inputs from shapes, dtype and seed.
         absent: optional operands that are left out.
+        steering: the integer inputs alone, None elsewhere, where making all of them costs too much.
     """
 
     op: Operator
     reference: Callable[..., Any]
     inputs: Callable[[Shapes, str, int], Arrays] = normal_inputs
     absent: tuple[str, ...] = ()
+    steering: Callable[[Shapes, str, int], Sequence[Any]] | None = None
 
     def shapes_only(self, axes: Axes, dtype: str) -> list[Any]:
         """Return inputs to time a case with: shapes, but values for integers, which steer."""
@@ -108,7 +117,7 @@ class Entry:
         ]
         steering = [at for at, operand in enumerate(operands) if operand.dtype == "int32"]
         if steering:
-            values = self.inputs(shapes, dtype, 0)
+            values = (self.steering or self.inputs)(shapes, dtype, 0)
             for at in steering:
                 found[at] = values[at]
         return found
@@ -156,6 +165,13 @@ ENTRIES: Mapping[str, Entry] = {
     ),
     "dispatch": Entry(OPERATORS["dispatch"], reference.moe.dispatch, dispatch_inputs),
     "combine": Entry(OPERATORS["combine"], reference.moe.combine, combine_inputs),
+    "experts": Entry(
+        OPERATORS["experts"],
+        reference.moe.experts,
+        expert_inputs,
+        ("up_bias", "down_bias"),
+        expert_choices,
+    ),
     "grouped_matmul": Entry(
         OPERATORS["grouped_matmul"], reference.moe.grouped_matmul, grouped_inputs
     ),

@@ -12,6 +12,7 @@ from nki_kernels.operators.attention_decode import DECODES
 from nki_kernels.operators.attention_varlen import ATTENTION_VARLEN, CAUSAL_ATTENTION_VARLEN
 from nki_kernels.operators.contract import Operator
 from nki_kernels.operators.dispatch import COMBINE, DISPATCH
+from nki_kernels.operators.experts import EXPERTS
 from nki_kernels.operators.grouped import GROUPED_MATMUL
 from nki_kernels.operators.linear import LINEAR, LINEAR_BACKWARD, LINEAR_KN
 from nki_kernels.operators.matmul import MATMULS
@@ -57,5 +58,6 @@ OPERATORS: dict[str, Operator] = {
         DISPATCH,
         COMBINE,
         GROUPED_MATMUL,
+        EXPERTS,
     )
 }

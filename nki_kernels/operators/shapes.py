@@ -242,6 +242,16 @@ def _grouped_cases() -> Iterator[Case]:
                 yield _case("grouped_matmul", model, "prefill", layer, axes)
 
 
+def _expert_cases() -> Iterator[Case]:
+    """Prefill: how many experts few tokens leave idle, and so what must be read, values decide."""
+    for model, phase, tokens in _passes():
+        if model.experts and phase == "prefill":
+            width = model.intermediate
+            axes = {"T": tokens, "H": model.hidden, "I": width, "F": 2 * width}
+            axes |= {"E": model.experts, "K": model.top_k}
+            yield _case("experts", model, phase, "experts", axes)
+
+
 def _moe_cases(op: str) -> Iterator[Case]:
     for model, phase, tokens in _passes():
         if model.experts:
@@ -315,6 +325,7 @@ _CASES: dict[str, dict[str, Case]] = {
     **{
         op: {case.name: case for case in _moe_cases(op)} for op in ("router", "dispatch", "combine")
     },
+    "experts": {case.name: case for case in _expert_cases()},
     "grouped_matmul": {case.name: case for case in _grouped_cases()},
     "rms_norm": {case.name: case for case in _norm_cases("rms_norm")},
     "layer_norm": {case.name: case for case in _norm_cases("layer_norm")},
@@ -402,6 +413,7 @@ DEFAULTS: dict[str, tuple[str, ...]] = {
     ),
     "dispatch": ("mixtral-8x7b:prefill:experts", "qwen3-30b-a3b:prefill:experts"),
     "combine": ("mixtral-8x7b:prefill:experts", "qwen3-30b-a3b:prefill:experts"),
+    "experts": ("qwen3-30b-a3b:prefill:experts", "gpt-oss-20b:prefill:experts"),
     "grouped_matmul": ("1024x768x512x8", "gpt-oss-20b:prefill:expert-down"),
     "rms_norm": (
         "4096x4096",
