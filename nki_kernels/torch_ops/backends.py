@@ -12,6 +12,7 @@ A backend asked for by name runs, or the call raises with all reasons: nothing f
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import os
 from collections.abc import Iterator, Mapping
@@ -68,6 +69,10 @@ class Choice:
     why: str
 
 
+_CPU = Choice("torch", "the default for tensors on cpu")
+
+
+@functools.cache
 def backend_module(name: str) -> Backend:
     """Return the module of a backend."""
     return cast(Backend, importlib.import_module(_MODULES[name]))
@@ -127,7 +132,9 @@ def choose(row: Row, inputs: Inputs, backend: str | None) -> Choice:
     asked = requested(backend)
     if asked is not None:
         return asked
-    first = row.present(inputs)[0][1]
+    first = next(x for x in inputs if x is not None)
+    if first.is_cpu:
+        return _CPU
     device = first.device.type
     if device != NEURON_DEVICE:
         return Choice("torch", f"the default for tensors on {device}")

@@ -62,9 +62,12 @@ def register(row: Row) -> Callable[..., Any]:
 
 
 def _implementation(row: Row) -> Callable[..., Any]:
+    always = not any(out.optional for out in row.op.outputs)
+
     def implementation(*inputs: Tensor | None, backend: str | None = None, **options: Any) -> Any:
         whole = row.complete(inputs)
-        return _returned(_filled(row, whole, run(row, whole, options, backend), options))
+        outputs = run(row, whole, options, backend)
+        return _returned(outputs if always else _filled(row, whole, outputs, options))
 
     return implementation
 
@@ -85,7 +88,11 @@ def run(row: Row, inputs: Inputs, options: dict[str, Any], backend: str | None) 
         outputs = backends.backend_module("torch").run(row, inputs, options)
         count(row.op.name, EMPTY)
         return outputs
-    copies = len(backends.strided(row, inputs)) if module.IS_KERNEL else 0
+    if not module.IS_KERNEL:
+        outputs = module.run(row, inputs, options)
+        count(row.op.name, choice.backend)
+        return outputs
+    copies = len(backends.strided(row, inputs))
     dense = inputs
     if copies:
         dense = tuple(x if x is None else x.contiguous() for x in inputs)
