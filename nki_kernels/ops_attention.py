@@ -54,7 +54,7 @@ def attention(
 
     Dimensions:
         B: batch    H: query heads    G: key heads, H a multiple; head h reads key head h * G // H
-        M: queries    N: keys    D: head size, <= 512    E: head size of v, <= 511
+        M: queries    N: keys    D: head size, <= 512    E: head size of v, <= 512
 
     Args:
         q: [B, H, M, D], dense row-major, bfloat16 | float16 | float32.
@@ -83,7 +83,7 @@ def attention(
 
     Raises:
         ShapeError: sizes that differ, a wrong rank, a zero size, a strided array, heads that do not
-            divide, a head size too large for a PSUM bank.
+            divide, a head size above 512.
         DtypeError: a dtype that is not supported, or two different ones; a mask that is not bool.
         OptionError: an option out of its range.
         ConfigError: a `config` that cannot run on the target.

@@ -120,11 +120,12 @@ def _limits(axes: Axes, dtype: str, spec: CoreSpec) -> tuple[str, ...]:
             f"{axes['H']} query heads share {axes['G']} key heads; the first must be a multiple of "
             "the second; repeat or drop heads"
         )
-    most = spec.psum_bank_bytes // 4 - 1
+    # An output row and its sum take whole banks, as many as an output tile may have.
+    most = min(_MOST_DEPTH, _output_banks(spec) * spec.psum_bank_bytes // 4 - 1)
     if axes["E"] > most:
         reasons.append(
-            f"the head size of v is {axes['E']}; an output row and its sum must fit a PSUM bank, "
-            f"at most {most} on {spec.name}; split v along its last axis"
+            f"the head size of v is {axes['E']}; at most {most} on {spec.name}; split v along its "
+            "last axis"
         )
     if axes["D"] > _MOST_DEPTH:
         reasons.append(

@@ -251,9 +251,13 @@ def _add_products(work, keys, shift, sums, first):
         nisa.memset(dst=values[:, depth : depth + 1], value=1.0)
         source = work["v"][keys[0] + left : keys[0] + right, :]
         _copy(values[:, :depth], source, work["config"])
-        nisa.nc_matmul(
-            dst=sums, stationary=columns, moving=values, accumulate=not (first and left == 0)
-        )
+        for start, stop in spans(depth + 1, nl.tile_size.gemm_moving_fmax):
+            nisa.nc_matmul(
+                dst=sums[:, start:stop],
+                stationary=columns,
+                moving=values[:, start:stop],
+                accumulate=not (first and left == 0),
+            )
 
 
 def _store(weights, lse, total, target, config):

@@ -36,7 +36,7 @@ from nki_kernels.kernels.attention.alibi import Slopes, is_causal
 from nki_kernels.kernels.attention.exact import exact_attention
 from nki_kernels.kernels.attention.loads import Loads
 from nki_kernels.kernels.attention.masks import Masks
-from nki_kernels.kernels.attention.plan import groups_of, pieces_of, spans
+from nki_kernels.kernels.attention.plan import block_of, groups_of, pieces_of, spans
 from nki_kernels.kernels.attention.segments import Segments
 from nki_kernels.kernels.attention.sums import Sums
 
@@ -147,7 +147,7 @@ def _optimistic(q, k, v, extras, results, rule, config):
     A row is right whenever its sum of exponentials neither overflows nor comes near the subnormals,
     whatever the shift; 0 is free. The sums and the results show it afterwards.
     """
-    steps = _steps(q, k, rule, config)
+    steps = _steps(q, k, v, rule, config)
     loads = Loads(q, k, v, steps, rule, config)
     masks = Masks(rule)
     sums = Sums(q, k, extras, results, rule, config)
@@ -173,13 +173,13 @@ def _optimistic(q, k, v, extras, results, rule, config):
     return sums.verdict()
 
 
-def _steps(q, k, rule, config):
+def _steps(q, k, v, rule, config):
     """One entry per group of scores, in the order of execution."""
     batch, heads, rows, _ = q.shape
     keys = k.shape[2]
     width, sub = nl.tile_size.gemm_moving_fmax, nl.tile_size.gemm_stationary_fmax
     plans = []
-    for block in spans(rows, width):
+    for block in spans(rows, block_of(v.shape[3])[0]):
         plans.append((block, pieces_of(block, keys, rows, rule, sub)))
     # Blocks of one group each have room for a bank more, the way their output is summed.
     banks = max(config.whole, config.banks)
@@ -277,7 +277,8 @@ class Outputs:
 
     Groups bring their products key tile by key tile, so the sums of the output tiles interleave,
     which one bank would not bear: each has its own. A block of one group takes output tile by
-    output tile instead, and as many share a bank as fit: then two blocks find room.
+    output tile instead, and as many share a bank as fit: then two blocks find room. Rows too long
+    for a bank take several, and a block has fewer queries.
     """
 
     def __init__(self, depth):
@@ -287,15 +288,18 @@ class Outputs:
     def of(self, step):
         """Return a view [queries, output tile, columns] for the block of a step."""
         width, sub = nl.tile_size.gemm_moving_fmax, nl.tile_size.gemm_stationary_fmax
-        count = width // sub
+        queries, banks = block_of(self.depth)
+        count = queries // sub
         if step["alone"]:
             self.spread = None
-            share = count
-            while width // share <= self.depth:
+            size, share = banks * width, count
+            while width // share <= self.depth and share > 1:
                 share //= 2
-            return nl.ndarray((sub, count, width // share), dtype=nl.float32, buffer=nl.psum)
+            if share > 1:
+                size = width // share
+            return nl.ndarray((sub, count, size), dtype=nl.float32, buffer=nl.psum)
         if self.spread is None:
-            self.spread = nl.ndarray((sub, count, width), dtype=nl.float32, buffer=nl.psum)
+            self.spread = nl.ndarray((sub, count, banks * width), dtype=nl.float32, buffer=nl.psum)
         return self.spread
 
 
@@ -314,9 +318,10 @@ def _multiply(o, step, p, depth):
         chunk = tiles["v"][row // tiles["size"]]
         count, keys = min(sub, size - column), piece["keys"][1] - piece["keys"][0]
         at = piece["at"] + column - piece["columns"][0]
-        nisa.nc_matmul(
-            dst=o[:count, column // sub, : depth + 1],
-            stationary=p[:keys, at : at + count],
-            moving=chunk[:keys, row % tiles["size"] // nl.tile_size.pmax, :],
-            accumulate=column not in piece["first"],
-        )
+        for left, right in spans(depth + 1, nl.tile_size.gemm_moving_fmax):
+            nisa.nc_matmul(
+                dst=o[:count, column // sub, left:right],
+                stationary=p[:keys, at : at + count],
+                moving=chunk[:keys, row % tiles["size"] // nl.tile_size.pmax, left:right],
+                accumulate=column not in piece["first"],
+            )

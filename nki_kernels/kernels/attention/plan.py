@@ -51,6 +51,13 @@ def spans(extent, size):
     return [(start, min(start + size, extent)) for start in range(0, extent, size)]
 
 
+def block_of(depth):
+    """Return (queries of a block, PSUM banks of an output tile) for rows of `depth` and a sum."""
+    width = nl.tile_size.gemm_moving_fmax
+    banks = -(-(depth + 1) // width)
+    return width // banks, banks
+
+
 def attending(keys, total, rule):
     """Return (start, stop) of the queries, of `total`, that attend some key of the span `keys`."""
     start, stop = 0, total
