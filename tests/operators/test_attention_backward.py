@@ -301,8 +301,9 @@ def configs():
     for changes in (
         {}, {"keys": 8}, {"segment": 1}, {"segment": 3}, {"segment": 2, "keys": 8}, {"chunk": 1},
         {"ahead": 0, "near": 0, "ready": 0}, {"ahead": 7, "near": 2, "ready": 1},
-        {"dv_lag": 0, "dk_lag": 0, "dq_lag": 0}, {"dv_lag": 3, "dk_lag": 1, "dq_lag": 2},
-        {"dma_transposes": False, "dk_lag": 0, "dq_lag": 0}, {"dma_transposes": True},
+        {"ds_lag": 0, "dv_lag": 0, "dk_lag": 0, "dq_lag": 0}, {"ds_lag": 2, "dk_lag": 2},
+        {"dv_lag": 3, "dk_lag": 1, "dq_lag": 2},
+        {"dma_transposes": False, "ds_lag": 0, "dk_lag": 0, "dq_lag": 0}, {"dma_transposes": True},
         {"dma_transposes": False, "dq_lag": 4}, {"dma_transposes": False, "keys": 8},
         {"fill": False}, {"hwdge": False}, {"batch": 1}, {"batch": 7, "near": 0, "ready": 0},
     ):  # fmt: skip
@@ -398,6 +399,11 @@ def test_a_mask_of_other_sizes_says_why():
             "config.ready is 3, config.near 2, config.ahead",
         ),
         ({"near": 9, "ahead": 8}, "trn2", "near 9, config.ahead 8; statistics are made of what is"),
+        (
+            {"ds_lag": 4},
+            "trn2",
+            "config.ds_lag is 4, config.dk_lag 3 and config.dq_lag 3; dK and dQ",
+        ),
         ({"dk_lag": 9, "dq_lag": 8, "dma_transposes": False}, "trn2", "config.dk_lag is 9 and"),
         ({"hwdge": True}, "trn1", "config.hwdge needs gen3; trn1 is gen2"),
     ],

@@ -12,15 +12,14 @@ Budget of a step of 128 x 512, D = 128 (useful: 1067 ns): PE S, dP, dV, dK 217 e
 1095 ns; Scalar exp 591; Vector dS 633 and dQ 233, 866; DMA turns dS from SBUF to SBUF, 712. PE
 limits: 97 % in the steady state. 12 instructions: 8 matmuls, 1 exponential, 2 of Vector, 1 DMA.
 If PE turned dS too (`dma_transposes=False`) it would take 1322 and Scalar, which empties the
-banks, 1120: 81 %. Causal 8192 (480 plain and 64 bounded steps, 6773 instructions): 630 us, 86.8 %,
-against 740 us, 73.8 %, modelled; a toolchain that turns on PE after all gives the second figure.
-What is lost: 15 us of start, as each step of the first block needs another tile from HBM beside the
-transposes; 1 us per block of keys, whose banks Scalar empties between exponentials; a step on the
-diagonal costs Vector and GpSimd 0.3 us each for PE's 0.3.
+banks, 1120: 81 %. Causal 8192 (480 plain and 64 bounded steps, 6773 instructions): 621 us, 88.1 %,
+against 743 us, 73.5 %, modelled; a toolchain that turns on PE after all gives the second figure.
+What is lost: 13 us of start, as each step of the first block needs another tile from HBM beside the
+transposes; a step on the diagonal costs Vector and GpSimd 0.3 us each for PE's 0.3.
 
 PSUM: dK and dV a bank each (D to 128; else one per 128 of the depth), S, dP and dQ take turns in
-the other six. One-bank instructions only. dP waits for a bank that Vector left two steps ago: with
-Vector at two cycles an element in scalar_tensor_tensor, as an old document says, it would limit.
+the other six. One-bank instructions only. With Vector at two cycles an element in
+scalar_tensor_tensor, as an old document says, it would limit, and causal 4096 take a third longer.
 """
 
 from __future__ import annotations
@@ -48,8 +47,9 @@ class AttentionBackwardConfig(nl.NKIObject):
             load per step reaches.
         ready: steps between a step's row statistics and its scores.
         batch: steps whose softcap is taken together.
-        dv_lag, dk_lag, dq_lag: steps as wide as a block between a step's scores and its products
-            with dO, Q and K; narrow ones, on a diagonal, count by their width.
+        ds_lag: steps between a step's scores and their gradients. Steps are as wide as a block of
+            keys; narrow ones, on a diagonal, count by their width.
+        dv_lag, dk_lag, dq_lag: steps between a step's scores and its products with dO, Q and K.
         dma_transposes: the DMA engines transpose dS, not PE.
         fill: pad the contraction of the scores to all rows of the array.
         hwdge: copy through the hardware descriptor engine (gen3 and later).
@@ -62,6 +62,7 @@ class AttentionBackwardConfig(nl.NKIObject):
     ahead: int
     ready: int
     batch: int
+    ds_lag: int
     dv_lag: int
     dk_lag: int
     dq_lag: int
@@ -103,12 +104,13 @@ def attention_backward(do, q, k, v, out, lse, sinks, mask, bias, rule, out_dtype
     sums = BackwardSums(q, k, v, rule, out_dtype, config)
     # The DMA engines wait for ds by themselves; PE must have other work until it is there.
     stages = (
-        (scores.turn, 0 if config.dma_transposes else config.dk_lag),
+        (scores.derive, config.ds_lag),
+        (scores.turn, config.ds_lag if config.dma_transposes else config.dk_lag),
         (sums.add_dv, config.dv_lag),
         (sums.add_dk, config.dk_lag),
         (sums.add_dq, config.dq_lag),
     )
-    done = [0, 0, 0, 0]
+    done, freed = [0, 0, 0, 0, 0], 0
     # Columns of scores up to each step, and up to the one in turn.
     ends, behind = [], 0
     for at in range(len(steps)):
@@ -129,6 +131,10 @@ def attention_backward(do, q, k, v, out, lse, sinks, mask, bias, rule, out_dtype
             while done[number] <= at and (last or behind - ends[done[number]] >= lag * config.keys):
                 add(steps[done[number]])
                 done[number] += 1
+        for number in range(freed, min(done)):
+            # Nothing asks for it any more: let go of its tiles.
+            steps[number] = None
+        freed = min(done)
     sums.close()
     results = [sums.dq, sums.dk, sums.dv]
     if sinks is not None:

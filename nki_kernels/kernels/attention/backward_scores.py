@@ -42,14 +42,20 @@ class Scores:
             step["capped"] = capped
 
     def weigh(self, step):
-        """Add p and ds to a step."""
+        """Add p to a step."""
+        tile, at = step["tile"], step["tile"]["at"]
+        size = tile["rows"][1] - tile["rows"][0]
+        s, scale = step.get("capped"), self.rule.softcap
+        if s is None:
+            s, scale = self._products(step, "q_t", "k_t"), self.rule.scale
+        shift = tile["segment"]["bias"][:size, at : at + 1]
+        step["p"] = self._probabilities(step, s, scale, shift)
+
+    def derive(self, step):
+        """Add ds to a step."""
         tile, at = step["tile"], step["tile"]["at"]
         size = tile["rows"][1] - tile["rows"][0]
         capped = step.pop("capped", None)
-        s, scale = capped, self.rule.softcap
-        if capped is None:
-            s, scale = self._products(step, "q_t", "k_t"), self.rule.scale
-        p = self._probabilities(step, s, scale, tile["segment"]["bias"][:size, at : at + 1])
         dp = self._products(step, "do_t", "v_t")
         plain = capped is None and self.bias is None
         ds = nl.ndarray(dp.shape, dtype=self.dtype if plain else nl.float32, buffer=nl.sbuf)
@@ -59,11 +65,9 @@ class Scores:
             op0=nl.subtract,
             operand0=tile["segment"]["delta"][:size, at : at + 1],
             op1=nl.multiply,
-            operand1=p,
+            operand1=step["p"],
         )
-        if not plain:
-            ds = self._finish(step, ds, capped)
-        step["p"], step["ds"] = p, ds
+        step["ds"] = ds if plain else self._finish(step, ds, capped)
 
     def _products(self, step, rows, keys):
         """Return the products of a step's rows and keys over the depth, in PSUM."""

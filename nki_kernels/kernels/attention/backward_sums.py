@@ -31,7 +31,6 @@ class BackwardSums:
     def add_dv(self, step):
         """Add a step's share of dV."""
         self._add(step, step["tile"]["chunk"]["do"], step["p"], "dv", self.dv, 1.0)
-        step["p"] = None
 
     def add_dk(self, step):
         """Add a step's share of dK."""
@@ -134,7 +133,6 @@ class BackwardSums:
                 moving=block["tiles"]["k"][: last - first, left // pmax + number, :],
                 accumulate=number > 0,
             )
-        step["ds"], step["ds_t"] = None, None
         total = self._room(step, size, depth)
         if step["opens"]:
             nisa.activation(dst=total, op=nl.copy, data=share, scale=scale)
