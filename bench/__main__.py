@@ -10,6 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from bench.compare import THRESHOLD_PERCENT, compare, compare_table
+from bench.device import KIND as DEVICE
+from bench.device import (
+    device_errors,
+    device_table,
+    measure_all,
+    neuron,
+    read_device,
+)
 from bench.formats import to_csv, to_markdown
 from bench.goldens import differences, figures, read, write
 from bench.host import (
@@ -148,6 +156,13 @@ def _add_judgements(commands: argparse._SubParsersAction[argparse.ArgumentParser
     )
     host.set_defaults(command=_host)
 
+    chip = commands.add_parser(
+        "device", help="check and time the kernels on a real NeuronCore, beside the model"
+    )
+    _add_cases(chip)
+    chip.add_argument("--json", type=Path, metavar="F", help="write the results to F as well")
+    chip.set_defaults(command=_device)
+
     band = commands.add_parser(
         "sensitivity", help="what the uncertain numbers of the hardware do to the modelled times"
     )
@@ -163,6 +178,9 @@ def _add_judgements(commands: argparse._SubParsersAction[argparse.ArgumentParser
     validation.add_argument("--json", type=Path, metavar="F", help="write the readings to F too")
     validation.add_argument(
         "--markdown", action="store_true", help="print only the summary the README shows"
+    )
+    validation.add_argument(
+        "--device", type=Path, metavar="F", help="the model against the times in F of 'device'"
     )
     validation.set_defaults(command=_validate)
 
@@ -301,7 +319,22 @@ def _goldens(arguments: argparse.Namespace) -> int:
     return FAILED if lines else 0
 
 
+def _device(arguments: argparse.Namespace) -> int:
+    if arguments.json is not None:
+        require_writable(arguments.json)
+    device = neuron()
+    works = list(named_work(arguments))
+    results = measure_all(works, device)
+    print(device_table(results))
+    if arguments.json is not None:
+        write_json(arguments.json, DEVICE, results)
+    return 0 if all(result.correct for result in results) else FAILED
+
+
 def _validate(arguments: argparse.Namespace) -> int:
+    if arguments.device is not None:
+        print(device_errors(read_device(arguments.device)))
+        return 0
     if arguments.json is not None:
         require_writable(arguments.json)
     # Probes are kernels: `nki` must be importable, which only this command needs.
@@ -318,7 +351,7 @@ def _validate(arguments: argparse.Namespace) -> int:
 
 def _embedded() -> int:
     """Run the command where the embedded nki is in force: only that one has a timing model."""
-    if toolchain.current().kind == "embedded" or sys.argv[1:2] == ["env"]:
+    if toolchain.current().kind == "embedded" or sys.argv[1:2] in (["env"], ["device"]):
         return main()
     command = [sys.executable, "-m", "bench", *sys.argv[1:]]
     environment = os.environ | {toolchain.ENV: "embedded"}

@@ -33,6 +33,8 @@ _EXTENDED: dict[torch.dtype, tuple[torch.dtype, Any]] = {
     torch.float8_e4m3fn: (torch.uint8, ml_dtypes.float8_e4m3fn),
     torch.float8_e5m2: (torch.uint8, ml_dtypes.float8_e5m2),
 }
+#: NumPy's type of PyTorch's, for the same bits.
+E4M3_OF_TORCH = np.dtype(ml_dtypes.float8_e4m3fn)
 _FROM_EXTENDED = {np.dtype(host): (bits, dtype) for dtype, (bits, host) in _EXTENDED.items()}
 
 

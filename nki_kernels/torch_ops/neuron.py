@@ -7,16 +7,25 @@ nothing stands in the way.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import re
-from typing import TypeGuard
+from collections.abc import Sequence
+from typing import Any, TypeGuard
 
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from nki_kernels import toolchain
 from nki_kernels.operators.contract import shapes_of
-from nki_kernels.torch_ops.arrays import kernel_dtype
+from nki_kernels.torch_ops.arrays import (
+    E4M3,
+    E4M3_OF_TORCH,
+    kernel_dtype,
+    to_array,
+    to_tensor,
+)
 from nki_kernels.torch_ops.backends import NEURON_DEVICE
 from nki_kernels.torch_ops.row import Inputs, Options, Row, Tensors
 from nki_kernels.torch_ops.target import current_core
@@ -32,13 +41,7 @@ _INSTALL = (
 
 def reasons(row: Row, inputs: Inputs, options: Options) -> list[str]:
     """Return why no NeuronCore can be used here, in words; limits of the op not included."""
-    found = _package_reasons()
-    nki = toolchain.current()
-    if nki.kind != "real":
-        found.append(
-            f"the nki in force is the embedded one ({nki.reason}); a device needs AWS's, "
-            "which the extra 'neuron' installs too"
-        )
+    found = missing()
     for name, value in row.present(inputs):
         if value.device.type != NEURON_DEVICE:
             found.append(
@@ -46,6 +49,19 @@ def reasons(row: Row, inputs: Inputs, options: Options) -> list[str]:
                 f"pass {name}.to('{NEURON_DEVICE}')"
             )
     return found
+
+
+def missing() -> list[str]:
+    """Return what this machine lacks for a NeuronCore, whatever is to run there, in words."""
+    return [*_package_reasons(), *_toolchain_reasons()]
+
+
+def _toolchain_reasons() -> list[str]:
+    nki = toolchain.current()
+    if nki.kind == "real":
+        return []
+    needed = "a device needs AWS's, which the extra 'neuron' installs too"
+    return [f"the nki in force is the embedded one ({nki.reason}); {needed}"]
 
 
 def _package_reasons() -> list[str]:
@@ -81,3 +97,37 @@ def run(row: Row, inputs: Inputs, options: Options) -> Tensors:
     if result is None:
         return ()
     return result if isinstance(result, tuple) else (result,)
+
+
+class NeuronDevice:
+    """A NeuronCore for ``python -m bench device``: arrays in and out, calls, versions."""
+
+    def software(self) -> dict[str, str]:
+        """Return the versions of what compiles and runs kernels."""
+        names = ("torch", "torch-neuronx", "nki", "neuronx-cc")
+        found = {}
+        for name in names:
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+                found[name] = importlib.metadata.version(name)
+        return found
+
+    def put(self, array: npt.NDArray[Any]) -> Tensor:
+        """Return the array on the device; 8-bit floats under the type of the same bits."""
+        if array.dtype.name == E4M3:
+            array = array.view(E4M3_OF_TORCH)
+        return to_tensor(array).to(NEURON_DEVICE)
+
+    def get(self, value: Tensor) -> npt.NDArray[Any]:
+        """Return a tensor's values."""
+        return to_array(value.cpu())
+
+    def call(self, name: str, inputs: Sequence[Tensor | None], options: Options) -> Any:
+        """Run the kernel of an operator."""
+        from nki_kernels.torch_ops.rows import ROWS
+
+        outputs = run(ROWS[name], tuple(inputs), options)
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    def synchronize(self) -> None:
+        """Wait for the device."""
+        torch.accelerator.synchronize()

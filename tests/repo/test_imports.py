@@ -119,14 +119,15 @@ ROOMS = (
         "bench",
         ("bench",),
         # `tests` for the rule that says how large an error may be: there is one.
-        ALL_LIBRARY | {"bench", "reference", "tests", "command"},
+        # `neuron` for the command that needs a device.
+        ALL_LIBRARY | {"bench", "reference", "tests", "command", "neuron"},
         CORE_PACKAGES | {"rich"},
         late=frozenset({"torch", "matplotlib"}),
     ),
     Room(
         "tests",
         ("tests",),
-        ALL_LIBRARY | {"tests", "reference", "bench", "command"},
+        ALL_LIBRARY | {"tests", "reference", "bench", "command", "neuron"},
         CORE_PACKAGES | {"pytest", "hypothesis", "torch", "IPython", "rich", "_pytest"},
         late=frozenset({"transformers"}),
     ),
