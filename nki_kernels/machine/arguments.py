@@ -212,7 +212,10 @@ class Arguments:
         and NumPy casts none to the other.
         """
         host = tensor.dtype.host
-        np.copyto(array.view(host) if array.dtype.names else array, values(tensor))
+        # Narrow floats held wide are rounded by the copy: their own cast, as `values` makes it.
+        held = tensor.mem.array(tensor.region, host)
+        held = held if held.dtype == host else values(tensor)
+        np.copyto(array.view(host) if array.dtype.names else array, held)
 
     def convert(self, tensor: NkiTensor, array: Array | None) -> Any:
         """Return an output in the caller's type; a returned input is the caller's own object."""

@@ -12,8 +12,9 @@ import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
+from dataclasses import dataclass
 from types import CodeType
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -57,11 +58,21 @@ _CURRENT: ContextVar[Run | None] = ContextVar("nki_run", default=None)
 #: Verdicts by (target, options), then by operand signature: rules are pure functions of those.
 _PLANS: dict[tuple[CoreSpec, Options], dict[Any, Plan]] = {}
 
-#: What an allocation comes to: extents, strides, dtype and its name, memory, bytes, bytes per row,
-#: partitions.
-_Form: TypeAlias = tuple[
-    tuple[int, ...], tuple[int, ...], DType, str, MemoryName, int, int, int
-]  # fmt: skip
+
+@dataclass(slots=True)
+class _Form:
+    """What an allocation comes to, and the signature of its tensor on chip (`NkiTensor`)."""
+
+    extents: tuple[int, ...]
+    strides: tuple[int, ...]
+    kind: DType
+    dtype_name: str
+    memory: MemoryName
+    nbytes: int
+    row_bytes: int
+    partitions: int
+    signature: tuple[Any, ...] | None = None
+
 
 _PLAIN = {int}
 
@@ -195,18 +206,23 @@ class Run:
                 form = None  # an unhashable dtype: judged below
         if form is None:
             form = self._form(shape, dtype, buffer, address, site)
-        extents, strides, kind, dtype_name, memory, nbytes, row_bytes, partitions = form
+        kind = form.kind
         tiles = self.trace.tiles
         number = len(tiles)
         tile = Tile(
-            number, name or f"t{number}", memory, extents, dtype_name, kind.itemsize,
-            row_bytes, partitions, address, len(self.trace.events), self.core, site, role,
-            buffer is MemoryRegion.shared_hbm,
+            number, name or f"t{number}", form.memory, form.extents, form.dtype_name,
+            kind.itemsize, form.row_bytes, form.partitions, address, len(self.trace.events),
+            self.core, site, role, buffer is MemoryRegion.shared_hbm,
         )  # fmt: skip
         if self.team is not None and role == "temp" and buffer is MemoryRegion.shared_hbm:
-            return self.team.share(self, tile, extents, nbytes, kind)
+            return self.team.share(self, tile, form.extents, form.nbytes, kind)
         tiles.append(tile)
-        return self.tensor(tile, extents, strides, kind, buffer, nbytes)
+        tensor = self.tensor(tile, form.extents, form.strides, kind, buffer, form.nbytes)
+        if form.signature is not None:
+            tensor._signature = form.signature
+        elif form.memory != "hbm":
+            form.signature = tensor.signature
+        return tensor
 
     def _form(
         self,
@@ -234,7 +250,7 @@ class Run:
             memory = "sbuf" if buffer is MemoryRegion.sbuf else "psum"
             allocation.fits(self.spec, extents, kind, buffer, row_bytes, address, site)
         strides = row_major(extents)
-        form = extents, strides, kind, str(kind), memory, nbytes, row_bytes, partitions
+        form = _Form(extents, strides, kind, str(kind), memory, nbytes, row_bytes, partitions)
         if shape.__class__ is tuple and set(map(type, shape)) == _PLAIN:
             with contextlib.suppress(TypeError):
                 self._forms[shape, dtype, buffer, address] = form

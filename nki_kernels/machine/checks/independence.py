@@ -95,34 +95,66 @@ def _owners(events: list[Event], loop: DeclaredLoop) -> dict[int, _Owners]:
 
 
 class _Owners:
-    """Which iteration wrote each grain of a tile last."""
+    """Which iteration wrote each grain of a tile last.
+
+    Most loops write a tensor in stretches of their own, which the ends of the stretches show; the
+    map of grains is made when two iterations' stretches meet, or when there are too many to look
+    through.
+    """
+
+    _MOST = 64
 
     def __init__(self, tile: Tile, grain: int, iterations: int) -> None:
         self._grain = grain
-        size = tile.row_bytes * tile.partitions // grain
-        # A tensor in HBM is large and loops are short: the map's own pages are what it costs.
-        narrow = iterations <= np.iinfo(np.int16).max
-        self._map: Array = np.full(size, _NOBODY, np.int16 if narrow else np.int32)
+        self._size = tile.row_bytes * tile.partitions // grain
+        self._dtype = np.int16 if iterations <= np.iinfo(np.int16).max else np.int32
+        self._writes: list[tuple[int, int, int, Access]] = []
+        self._map: Array | None = None
 
-    def _view(self, access: Access) -> Array:
+    def _view(self, grains: Array, access: Access) -> Array:
         per = access.itemsize // self._grain
-        size = self._map.itemsize
+        size = grains.itemsize
         steps = [size * per * stride for stride in access.strides]
         start = size * per * access.offset
-        return np.ndarray((*access.shape, per), self._map.dtype, self._map, start, (*steps, size))
+        return np.ndarray((*access.shape, per), grains.dtype, grains, start, (*steps, size))
+
+    def _mapped(self) -> Array:
+        if self._map is None:
+            self._map = np.full(self._size, _NOBODY, self._dtype)
+            for iteration, _, _, access in self._writes:
+                self._view(self._map, access)[...] = iteration
+        return self._map
 
     def foreign(self, access: Access, iteration: int) -> int | None:
         """Return another iteration that wrote a byte of the access, if there is one."""
         if access.whole:
             return None  # which bytes it touches is not in the trace
-        seen = self._view(access)
+        if self._map is None:
+            first, last = _ends(access)
+            if not any(
+                other != iteration and start <= last and first <= stop
+                for other, start, stop, _ in self._writes
+            ):
+                return None
+        seen = self._view(self._mapped(), access)
         others = seen[(seen != iteration) & (seen != _NOBODY)]
         return int(others[0]) if others.size else None
 
     def take(self, access: Access, iteration: int) -> None:
         """Record a write."""
-        if not access.whole:
-            self._view(access)[...] = iteration
+        if access.whole:
+            return
+        if self._map is None and len(self._writes) < self._MOST:
+            self._writes.append((iteration, *_ends(access), access))
+        else:
+            self._view(self._mapped(), access)[...] = iteration
+
+
+def _ends(access: Access) -> tuple[int, int]:
+    """Return the first and the last byte that an access can touch (strides are not negative)."""
+    reach = sum((n - 1) * step for n, step in zip(access.shape, access.strides, strict=True))
+    size = access.itemsize
+    return access.offset * size, (access.offset + reach + 1) * size - 1
 
 
 def _updates(event: Event, access: Access) -> bool:
