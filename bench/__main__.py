@@ -109,6 +109,8 @@ def _parser() -> argparse.ArgumentParser:
     nkibench.add_argument("--json", type=Path, metavar="F", help="write our results to F as well")
     nkibench.set_defaults(command=_nkibench)
 
+    _add_peers(commands)
+
     tuning = commands.add_parser("tune", help="search configs by modelled time; report the regret")
     _add_cases(tuning)
     tuning.add_argument("--all", action="store_true", help="every shape of the registry")
@@ -138,6 +140,22 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_judgements(commands)
     return parser
+
+
+def _add_peers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    peers = commands.add_parser("peers", help="AWS's nearest kernels beside ours, in one model")
+    peers.add_argument("name", nargs="*", help="our operators or AWS's kernels (default: all)")
+    peers.add_argument("--library", type=Path, help="checkout of aws-neuron/nki-library")
+    peers.add_argument("--sdk", type=Path, help="checkout of aws-neuron/aws-neuron-sdk (tutorials)")
+    peers.add_argument("--shape", action="append", help="sizes of our operator; may be repeated")
+    peers.add_argument("--target", default="trn2", help="hardware (default trn2)")
+    peers.add_argument(
+        "--seconds", type=int, default=300, help="of one launch of AWS's kernel (%(default)s)"
+    )
+    peers.add_argument("--jobs", type=int, help="processes (default 1)")
+    peers.add_argument("--json", type=Path, metavar="F", help="write the comparisons to F as well")
+    peers.add_argument("--markdown", type=Path, metavar="F", help="write them to F as Markdown")
+    peers.set_defaults(command=_peers)
 
 
 def _add_judgements(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -230,6 +248,32 @@ def _nkibench(arguments: argparse.Namespace) -> int:
         write_json(arguments.json, "model", results)
         partial.unlink(missing_ok=True)
     return 0 if all(result.correct for result in results) else FAILED
+
+
+def _peers(arguments: argparse.Namespace) -> int:
+    # Calls of AWS's kernels are kernels: `nki` must be importable, which few commands need.
+    from bench.peer_report import peers_markdown, peers_table
+    from bench.peers import peer_work, run_peers
+
+    known_target(arguments.target)
+    checkouts = {"library": arguments.library, "sdk": arguments.sdk}
+    works = peer_work(
+        arguments.name, arguments.shape or [], arguments.target, checkouts, arguments.seconds
+    )
+    jobs = jobs_of(arguments)
+    for option in ("json", "markdown"):
+        if getattr(arguments, option) is not None:
+            require_writable(getattr(arguments, option), f"--{option}")
+    partial = partial_of(arguments.json)
+    results = run_peers(works, jobs, partial)
+    print(peers_table(results))
+    if arguments.json is not None:
+        write_json(arguments.json, "model", results)
+    if arguments.markdown is not None:
+        write_text(arguments.markdown, peers_markdown(results))
+    if partial is not None:
+        partial.unlink(missing_ok=True)
+    return 0 if all(result.ours["correct"] for result in results) else FAILED
 
 
 def _tune(arguments: argparse.Namespace) -> int:
