@@ -89,6 +89,14 @@ def varlen_inputs(shapes: Shapes, dtype: str, seed: int) -> Arrays:
     return (*normal_inputs(tensors, dtype, seed), cuts)
 
 
+def mla_inputs(shapes: Shapes, dtype: str, seed: int) -> Arrays:
+    """Return queries and a full cache of latents, its pages shuffled, if it has a table."""
+    q, cache, *tables, lengths = shapes
+    one = (cache[0], 1, *cache[1:])
+    found = decode_inputs((q, one, one, *tables, lengths, (1,)), dtype, seed)
+    return (found[0], found[1][:, 0], *found[3:-1])
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One benchmarked operator.
@@ -213,6 +221,10 @@ ENTRIES: Mapping[str, Entry] = {
             partial(decode_inputs, quantized=form.endswith("fp8")),
         )
         for form in ("", "_paged", "_fp8", "_paged_fp8")
+    },
+    **{
+        name: Entry(OPERATORS[name], getattr(reference.decode, name), mla_inputs)
+        for name in ("mla_decode", "mla_decode_paged")
     },
     "attention_chunked_prefill": Entry(
         OPERATORS["attention_chunked_prefill"],

@@ -93,6 +93,31 @@ def attention_decode_paged(
     return attention_decode(q, gathered(k, table), gathered(v, table), lengths, sinks, **options)
 
 
+def mla_decode(
+    q: npt.NDArray[Any],
+    cache: npt.NDArray[Any],
+    lengths: npt.NDArray[Any],
+    value_size: int,
+    **options: Any,
+) -> tuple[Reference, Reference]:
+    """`attention_decode` over one KV head: keys cache [B, S, D], values its first columns."""
+    keys = np.asarray(cache)[:, None]
+    return attention_decode(q, keys, keys[..., :value_size], lengths, **options)
+
+
+def mla_decode_paged(
+    q: npt.NDArray[Any],
+    cache: npt.NDArray[Any],
+    table: npt.NDArray[Any],
+    lengths: npt.NDArray[Any],
+    value_size: int,
+    **options: Any,
+) -> tuple[Reference, Reference]:
+    """`mla_decode` over the pages [N, P, D] that the table [B, W] names."""
+    rows = gathered(np.asarray(cache)[:, None], table)[:, 0]
+    return mla_decode(q, rows, lengths, value_size, **options)
+
+
 def attention_decode_fp8(
     q: npt.NDArray[Any],
     k: npt.NDArray[Any],

@@ -261,6 +261,14 @@ def _moe_cases(op: str) -> Iterator[Case]:
             yield _case(op, model, phase, "experts", axes)
 
 
+def _mla_cases(op: str) -> Iterator[Case]:
+    """DeepSeek-V3 on one core: 128 heads over 4096 rows of 512 + 64; pages of 64."""
+    axes = {"B": 4, "H": 128, "T": 1, "D": 576, "E": 512}
+    axes |= {"S": 4096} if op == "mla_decode" else {"W": 64, "P": 64, "N": 256}
+    name = "deepseek-v3:decode:attention"
+    yield Case(op, name, axes, frozenset({"deepseek-v3", "decode", "attention"}))
+
+
 def _decode_cases(op: str) -> Iterator[Case]:
     """Eight sequences of 8192 keys; pages of 16."""
     batch, context, page = 8, 8192, 16
@@ -344,6 +352,10 @@ _CASES: dict[str, dict[str, Case]] = {
             "attention_chunked_prefill",
         )
     },
+    **{
+        op: {case.name: case for case in _mla_cases(op)}
+        for op in ("mla_decode", "mla_decode_paged")
+    },
 }
 for _problem in PROBLEMS:
     if _problem.op is not None and _problem.axes is not None:
@@ -400,6 +412,7 @@ DEFAULTS: dict[str, tuple[str, ...]] = {
         "1x1x1x16384x16384x64x64",
         "llama3-8b:prefill:attention",
         "1x32x32x512x512x128x128",
+        "1x16x16x4096x4096x192x128",
     ),
     "window_attention": ("1x1x1x10240x10240x64x64x128", "1x8x8x10240x10240x64x64x128"),
     "attention_varlen": ("1x8x8x8192x64x64x17x512",),
@@ -450,6 +463,8 @@ DEFAULTS: dict[str, tuple[str, ...]] = {
     "attention_decode_paged": ("llama3-8b:decode:attention",),
     "attention_decode_fp8": ("llama3-8b:decode:attention",),
     "attention_decode_paged_fp8": ("llama3-8b:decode:attention",),
+    "mla_decode": ("deepseek-v3:decode:attention",),
+    "mla_decode_paged": ("deepseek-v3:decode:attention",),
     "attention_chunked_prefill": ("llama3-8b:chunk:attention",),
 }
 

@@ -74,11 +74,14 @@ _PARTS = (0.2, 0.4, 0.8)
 
 
 class Contiguous:
-    """K and V of one sequence after the other: [B, G, S, D]."""
+    """K and V of one sequence after the other: [B, G, S, D].
 
-    def __init__(self, k, v, config):
+    Without V the first `depth` columns of K are the values.
+    """
+
+    def __init__(self, k, v, config, depth=None):
         self.k, self.v, self.config = k, v, config
-        self.heads, self.depth = k.shape[1], v.shape[3]
+        self.heads, self.depth = k.shape[1], v.shape[3] if depth is None else depth
         self.positions = {}
 
     def blocks(self):
@@ -95,7 +98,10 @@ class Contiguous:
 
     def load(self, batch, heads, block):
         """Start to load a block of some heads; returns (keys, values) [rows, heads, n, depth]."""
-        return self._load(self.k, batch, heads, block), self._load(self.v, batch, heads, block)
+        keys = self._load(self.k, batch, heads, block)
+        if self.v is None:
+            return keys, keys[:, :, :, 0 : self.depth]
+        return keys, self._load(self.v, batch, heads, block)
 
     def _load(self, source, batch, heads, block):
         start, rows, each, rest = block

@@ -53,12 +53,13 @@ class Paged:
     """K and V by pages [N, G, P, D], the pages of a sequence in a table.
 
     A piece is what a partition holds: `tokens` keys of `heads` heads, neighbours in HBM. Piece s
-    of a sequence has keys s * tokens and on.
+    of a sequence has keys s * tokens and on. Without V the first `depth` columns of K are the
+    values.
     """
 
-    def __init__(self, k, v, table, config):
+    def __init__(self, k, v, table, config, depth=None):
         self.k, self.v, self.table, self.config = k, v, table, config
-        self.heads, self.depth = k.shape[1], v.shape[3]
+        self.heads, self.depth = k.shape[1], v.shape[3] if depth is None else depth
         self.parts = k.shape[2] // config.tokens
         self.positions = {}
         self.rows = {}
@@ -72,7 +73,10 @@ class Paged:
     def load(self, batch, heads, block):
         """Start to load a block of some heads; returns (keys, values) [rows, heads, n, depth]."""
         index = self._index(batch, heads, block)
-        return self._gather(self.k, index), self._gather(self.v, index)
+        keys = self._gather(self.k, index)
+        if self.v is None:
+            return keys, keys[:, :, :, 0 : self.depth]
+        return keys, self._gather(self.v, index)
 
     def key_positions(self, block):
         """Return the positions of the keys of a block, [rows, n] float32."""
