@@ -125,6 +125,18 @@ def test_no_config_changes_the_mathematics(op, dtype):
         compare(run(op, inputs, config=config, target="toy"), op, inputs, "toy", repr(config))
 
 
+@parametrize_op
+@pytest.mark.parametrize("m", [16, 17, 24, 27])
+def test_passes_of_a_device_loop_and_their_rest_match_the_reference(op, m):
+    inputs = operands(op, m, 40, 30, "bfloat16")
+    config = op.configure({"M": m, "N": 40, "K": 30}, "bfloat16", TOY)
+    product = dataclasses.replace(config.product, wave_m=1, wave_n=1, rows=8)
+    config = dataclasses.replace(config, product=product)
+    launch = op.launch(inputs, {}, config=config, target="toy")
+    assert any(event.loop for event in launch.trace) == (m > 16)
+    compare(launch.result, op, inputs, "toy", m)
+
+
 @given(m=st.integers(1, 5000), n=st.integers(1, 9000), k=st.integers(1, 20000))
 @pytest.mark.parametrize("target", ["trn1", "trn2", "toy"])
 @pytest.mark.parametrize("dtype", KINDS)

@@ -164,6 +164,7 @@ CONFIGS = [
         dataclasses.replace(base, wave_m=1, wave_n=1, prefetch=1, tail=0),
         dataclasses.replace(base, wave_m=2, wave_n=1, prefetch=3, tail=99, hold_a=False),
         dataclasses.replace(base, wave_m=1, wave_n=2, prefetch=2, tail=2, evict_scalar=False),
+        dataclasses.replace(base, wave_m=1, wave_n=1, rows=8),
     )
     for chunk, pool in ((5, True), (4096, False))
 ]

@@ -30,6 +30,7 @@ import nki.language as nl
 
 from nki_kernels.kernels.matmul.epilogue import evict, load_extras
 from nki_kernels.kernels.matmul.slices import (
+    in_passes,
     load_pairs,
     load_slice,
     matrix,
@@ -117,40 +118,21 @@ def matmul(a, b, bias, residual, layout, epilogue, config):
 
 
 def product_in_passes(c, operands, layout, epilogue, config):
-    """Compute c; many rows of one matrix by a device loop, and what its passes leave behind it."""
-    start = 0
-    # Two passes are written out: a loop empties the engines at the end of each.
-    if len(c.shape) == 2 and 0 < 2 * config.rows < c.shape[0]:
-        passes = c.shape[0] // config.rows
-        start = passes * config.rows
-        axes = {"a": 1 if layout.transpose_a else 0, "residual": 0}
-        many = {name: _passes(operands[name], axes[name], passes, start) for name in axes}
-        results = _passes(c, 0, passes, start)
-
-        def body(index):
-            here = dict(operands)
-            for name in axes:
-                if many[name] is not None:
-                    here[name] = many[name].select(axes[name], index)
-            product(results.select(0, index), here, layout, epilogue, config)
-
-        nl.fori_loop(0, passes, body)
-    if start == 0:
+    """Compute c; many rows of one matrix by a device loop."""
+    if len(c.shape) == 3:
         product(c, operands, layout, epilogue, config)
-    elif start < c.shape[0]:
-        rest = dict(operands)
-        rest["a"] = operands["a"][:, start:] if layout.transpose_a else operands["a"][start:, :]
-        if operands["residual"] is not None:
-            rest["residual"] = operands["residual"][start:, :]
-        product(c[start:, :], rest, layout, epilogue, config)
+        return
+    residual = operands["residual"]
+    by_row = {
+        "c": (c, 0),
+        "a": (operands["a"], 1 if layout.transpose_a else 0),
+        "residual": None if residual is None else (residual, 0),
+    }
 
+    def work(parts):
+        product(parts["c"], {**operands, **parts}, layout, epilogue, config)
 
-def _passes(x, axis, passes, stop):
-    """Return x with its rows 0 .. stop - 1, along `axis`, as [passes, rows]; None for None."""
-    if x is None:
-        return None
-    part = x[:, 0:stop] if axis == 1 else x[0:stop, :]
-    return part.reshape_dim(axis, (passes, stop // passes))
+    in_passes(by_row, c.shape[0], config.rows, work)
 
 
 def product(c, operands, layout, epilogue, config, sums=None):

@@ -20,6 +20,43 @@ def matrix(x, batch):
     return x if len(x.shape) == 2 else x[batch]
 
 
+def in_passes(arrays, rows, each, work):
+    """Call work({name: part}) for the rows of some arrays, many of them by a device loop.
+
+    More rows than two passes of `each` are walked by the loop, whose body is written once, and what
+    it leaves stands behind it; two passes are written out, for a loop empties the engines at the
+    end of each, which costs 20 us. An `each` of 0 writes everything out.
+
+    Args:
+        arrays: {name: (tensor in HBM, the axis of its rows: 0 or 1)}, or None for an absent one.
+        rows: extent of that axis.
+        each: rows of a pass.
+        work: function of the parts, by name.
+    """
+    given = {name: entry for name, entry in arrays.items() if entry is not None}
+    absent = {name: None for name in arrays if name not in given}
+    start = 0
+    if 0 < 2 * each < rows:
+        passes = rows // each
+        start = passes * each
+        many = {}
+        for name, (whole, axis) in given.items():
+            part = _rows(whole, axis, 0, start)
+            many[name] = (part.reshape_dim(axis, (passes, each)), axis)
+
+        def body(index):
+            work({name: part.select(axis, index) for name, (part, axis) in many.items()} | absent)
+
+        nl.fori_loop(0, passes, body)
+    if start < rows:
+        rest = {name: _rows(x, axis, start, rows) for name, (x, axis) in given.items()}
+        work(rest | absent)
+
+
+def _rows(x, axis, start, stop):
+    return x[start:stop] if axis == 0 else x[:, start:stop]
+
+
 def mode_of(config):
     """Return the descriptor engine of plain copies."""
     return nisa.dge_mode.hwdge if config.hwdge else nisa.dge_mode.unknown

@@ -23,7 +23,7 @@ import nki.language as nl
 
 from nki_kernels.kernels.matmul.epilogue import Epilogue, activation_of
 from nki_kernels.kernels.matmul.kernel import finish_wave, multiply, wave_accumulators
-from nki_kernels.kernels.matmul.slices import load_slice, spans
+from nki_kernels.kernels.matmul.slices import in_passes, load_slice, spans
 
 
 @dataclass(frozen=True)
@@ -81,22 +81,12 @@ def gated_mlp(x, gate, up, down, transposed, activation, out_dtype, config):
     """
     y = nl.ndarray(x.shape, dtype=out_dtype, buffer=nl.shared_hbm)
     weights = {"gate": gate, "up": up, "down": down}
+
+    def work(parts):
+        _blocks(parts["y"], parts["x"], weights, transposed, activation, config)
+
     each = config.blocks * config.tokens
-    passes = x.shape[0] // each
-    start = 0
-    # Up to two passes are written out: a loop empties the engines at the end of each, 15 us.
-    if x.shape[0] > 2 * each:
-        start = passes * each
-        many, results = [whole[0:start, :].reshape_dim(0, (passes, each)) for whole in (x, y)]
-
-        def body(index):
-            rows = (results.select(0, index), many.select(0, index))
-            _blocks(*rows, weights, transposed, activation, config)
-
-        nl.fori_loop(0, passes, body)
-    if start < x.shape[0]:
-        rest = (y[start : y.shape[0], :], x[start : x.shape[0], :])
-        _blocks(*rest, weights, transposed, activation, config)
+    in_passes({"y": (y, 0), "x": (x, 0)}, x.shape[0], each, work)
     return y
 
 

@@ -29,7 +29,7 @@ from nki_kernels.kernels.matmul.kernel import (
     product_in_passes,
     wave_accumulators,
 )
-from nki_kernels.kernels.matmul.slices import load_slice, mode_of, ready_slice, spans
+from nki_kernels.kernels.matmul.slices import in_passes, load_slice, mode_of, ready_slice, spans
 from nki_kernels.kernels.mlp.slopes import slope
 
 
@@ -77,7 +77,12 @@ def gated_mlp_backward(dy, x, gate, up, down, activation, out_dtype, config):
         shape = (x.shape[0], gate.shape[0])
         hidden[name] = nl.ndarray(shape, dtype=x.dtype, buffer=nl.private_hbm)
     operands = {"x": x, "dy": dy, "gate": gate, "up": up, "down": down}
-    _hidden_in_passes(hidden, operands, activation, config.hidden)
+    by_token = {name: (whole, 0) for name, whole in {**hidden, "x": x, "dy": dy}.items()}
+
+    def work(parts):
+        _hidden(parts, {**operands, **parts}, activation, config.hidden)
+
+    in_passes(by_token, x.shape[0], config.hidden.rows, work)
     results = []
     for shape in (x.shape, gate.shape, up.shape, down.shape):
         results.append(nl.ndarray(shape, dtype=out_dtype, buffer=nl.shared_hbm))
@@ -94,28 +99,6 @@ def gated_mlp_backward(dy, x, gate, up, down, activation, out_dtype, config):
 def _multiply(c, a, b, residual, layout, config):
     operands = {"a": a, "b": b, "bias": None, "residual": residual}
     product_in_passes(c, operands, layout, Epilogue(c.dtype), config)
-
-
-def _hidden_in_passes(hidden, operands, activation, config):
-    """Store h, da and db: many tokens by a device loop, and what its passes leave behind it."""
-    rows = operands["x"].shape[0]
-    by_token = {**hidden, "x": operands["x"], "dy": operands["dy"]}
-    start = 0
-    if 0 < 2 * config.rows < rows:
-        passes = rows // config.rows
-        start = passes * config.rows
-        many = {}
-        for name, whole in by_token.items():
-            many[name] = whole[0:start, :].reshape_dim(0, (passes, config.rows))
-
-        def body(index):
-            here = {name: part.select(0, index) for name, part in many.items()}
-            _hidden(here, {**operands, **here}, activation, config)
-
-        nl.fori_loop(0, passes, body)
-    if start < rows:
-        here = {name: whole[start:rows, :] for name, whole in by_token.items()}
-        _hidden(here, {**operands, **here}, activation, config)
 
 
 def _hidden(hidden, operands, activation, config):

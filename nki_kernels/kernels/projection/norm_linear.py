@@ -6,7 +6,7 @@ import nki
 import nki.isa as nisa
 import nki.language as nl
 
-from nki_kernels.kernels.matmul.slices import mode_of, spans
+from nki_kernels.kernels.matmul.slices import in_passes, mode_of, spans
 from nki_kernels.kernels.projection.stream import evict_scaled, stream
 
 
@@ -41,7 +41,12 @@ def norm_linear(x, gain, weight, bias, eps, transposed, out_dtype, config):
     tiles = spans(columns, nl.tile_size.gemm_moving_fmax)
     extras = {"gain": gain, "eps": eps, "bias": bias}
     waves = [tiles[first:last] for first, last in spans(len(tiles), config.product.wave_n)]
-    stream(x, weight, extras, waves, transposed, Rows(y, config.product), config)
+
+    def work(parts):
+        sink = Rows(parts["y"], config.product)
+        stream(parts["x"], weight, extras, waves, transposed, sink, config)
+
+    in_passes({"x": (x, 0), "y": (y, 0)}, rows, config.product.rows, work)
     return y
 
 

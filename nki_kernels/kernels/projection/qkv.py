@@ -15,7 +15,7 @@ import nki
 import nki.isa as nisa
 import nki.language as nl
 
-from nki_kernels.kernels.matmul.slices import mode_of, spans
+from nki_kernels.kernels.matmul.slices import in_passes, mode_of, spans
 from nki_kernels.kernels.norm.rows import accumulate_chunk, broadcast_rows
 from nki_kernels.kernels.projection.stream import (
     epsilon_tile,
@@ -76,8 +76,16 @@ def qkv_projection(
         "eps": None if gain is None else eps,
         "bias": None if bias is None else bias.reshape((count * size,)),
     }
-    sink = Heads(results, places, (q_gain, k_gain, None), (cos, sin), eps, config)
-    stream(x, weight, extras, waves, transposed, sink, config)
+    arrays = {"x": x, "cos": cos, "sin": sin, "q": results[0], "k": results[1], "v": results[2]}
+    by_token = {name: None if array is None else (array, 0) for name, array in arrays.items()}
+
+    def work(parts):
+        parted = [parts[name] for name in ("q", "k", "v")]
+        angles = (parts["cos"], parts["sin"])
+        sink = Heads(parted, places, (q_gain, k_gain, None), angles, eps, config)
+        stream(parts["x"], weight, extras, waves, transposed, sink, config)
+
+    in_passes(by_token, x.shape[0], config.product.rows, work)
     q, k, v = results
     return q, k, v
 
