@@ -23,6 +23,7 @@ from bench.goldens import differences, figures, read, write
 from bench.host import (
     HostResult,
     host_table,
+    measure_growth,
     measure_instructions,
     measure_matmul,
     measure_shapes_only,
@@ -327,6 +328,7 @@ def _host(arguments: argparse.Namespace) -> int:
         ("instructions", measure_instructions),
         ("shapes only", measure_shapes_only),
         ("matmul against numpy", measure_matmul),
+        ("growth", measure_growth),
     ]
     viz = arguments.triton_viz
     if viz is not None:

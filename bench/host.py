@@ -6,6 +6,7 @@ values and timing, against NumPy's float32 product in the same run.
 
 from __future__ import annotations
 
+import importlib.util
 import resource
 import statistics
 from collections.abc import Callable, Iterator, Mapping
@@ -191,25 +192,70 @@ def measure_shapes_only(rounds: int = 10_000) -> Iterator[HostResult]:
 def measure_matmul(size: int = 2048, repeats: int = _REPEATS) -> Iterator[HostResult]:
     """Yield the time of the bf16 matmul, of NumPy's float32 product, and their ratio.
 
-    Ours is values and timeline. The two take turns, so both meet the same machine.
+    Ours is values and timeline.
     """
-    op = ENTRIES["matmul"].op
-    axes = dict.fromkeys(op.axis_order, size)
-    inputs = ENTRIES["matmul"].inputs(op.input_shapes(axes), "bfloat16", 0)
-    a, b = (x.astype(np.float32) for x in inputs)
-    ours, numpy = [], []
-    for _ in range(repeats):
-        start = perf_counter()
-        a @ b
-        numpy.append(perf_counter() - start)
-        start = perf_counter()
-        op.launch(inputs, {}, target=_TARGET).time()
-        ours.append(perf_counter() - start)
-    best, base = statistics.median(ours), statistics.median(numpy)
     what = f"{size}x{size}x{size}"
+    best, base, torch = _beside_others("matmul", dict.fromkeys("MNK", size), repeats)
     yield HostResult(name=f"matmul {what} bf16, values and timing", value=best, unit="s")
     yield HostResult(name=f"numpy float32 a @ b, {what}", value=base, unit="s")
+    if torch is not None:
+        yield HostResult(name=f"torch float32 a @ b, {what}", value=torch, unit="s")
     yield _limited("matmul over numpy", best / base, "x", MATMUL_LIMIT)
+
+
+def measure_growth() -> Iterator[HostResult]:
+    """Yield ours, NumPy and PyTorch for the same mathematics at sizes that double."""
+    sizes: dict[str, list[dict[str, int]]] = {
+        "matmul": [dict.fromkeys("MNK", n) for n in (256, 512, 1024)],
+        "rms_norm": [{"N": n, "H": 2048} for n in (256, 1024, 4096)],
+    }
+    for op, cases in sizes.items():
+        for axes in cases:
+            ours, numpy, torch = _beside_others(op, axes, _REPEATS)
+            what = f"{op} {'x'.join(map(str, axes.values()))}"
+            yield HostResult(name=f"{what} bf16", value=ours * 1e3, unit="ms")
+            yield HostResult(name=f"{what} float32, numpy", value=numpy * 1e3, unit="ms")
+            if torch is not None:
+                yield HostResult(name=f"{what} float32, torch", value=torch * 1e3, unit="ms")
+
+
+def _beside_others(
+    op_name: str, axes: Mapping[str, int], repeats: int
+) -> tuple[float, float, float | None]:
+    """Return medians in seconds of ours (values and timeline), NumPy's and PyTorch's, or None.
+
+    They take turns, so that all meet the same machine.
+    """
+    entry = ENTRIES[op_name]
+    inputs = entry.inputs(entry.op.input_shapes(axes), "bfloat16", 0)
+    wide = [x.astype(np.float32) for x in inputs]
+    runs: list[Callable[[], object]] = [
+        lambda: entry.op.launch(inputs, entry.op.options_of(axes), target=_TARGET).time(),
+        lambda: _IN_NUMPY[op_name](*wide),
+    ]
+    if importlib.util.find_spec("torch") is not None:
+        import torch
+
+        tensors = [torch.from_numpy(x) for x in wide]
+        runs.append(lambda: _IN_TORCH[op_name](torch, *tensors))
+    spans: list[list[float]] = [[] for _ in runs]
+    for _ in range(repeats):
+        for run, span in zip(runs, spans, strict=True):
+            start = perf_counter()
+            run()
+            span.append(perf_counter() - start)
+    medians = [statistics.median(span) for span in spans]
+    return medians[0], medians[1], medians[2] if len(medians) > 2 else None
+
+
+_IN_NUMPY: Mapping[str, Callable[..., Any]] = {
+    "matmul": lambda a, b: a @ b,
+    "rms_norm": lambda x, w: x / np.sqrt(np.mean(x * x, -1, keepdims=True) + 1e-6) * w,
+}
+_IN_TORCH: Mapping[str, Callable[..., Any]] = {
+    "matmul": lambda torch, a, b: a @ b,
+    "rms_norm": lambda torch, x, w: torch.nn.functional.rms_norm(x, w.shape, w, 1e-6),
+}
 
 
 def host_table(results: list[HostResult]) -> str:

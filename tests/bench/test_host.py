@@ -1,21 +1,26 @@
 from __future__ import annotations
 
+import importlib.util
 import json
 
+import numpy as np
 import pytest
 
 import bench.__main__
 import bench.host
 from bench.__main__ import main
+from bench.entries import ENTRIES
 from bench.host import (
     INSTRUCTION_LIMIT_US,
     MATMUL_LIMIT,
     HostResult,
     host_table,
+    measure_growth,
     measure_instructions,
     measure_matmul,
     measure_shapes_only,
 )
+from tests.tolerance import assert_close
 
 
 def test_every_instruction_is_measured_and_the_median_is_over_families(monkeypatch):
@@ -52,10 +57,36 @@ def test_each_call_is_the_instruction_it_is_named_after_with_one_element():
 
 
 def test_the_matmul_is_compared_in_the_same_run():
-    ours, numpy, ratio = measure_matmul(size=64, repeats=1)
+    ours, numpy, *torch, ratio = measure_matmul(size=64, repeats=1)
+    assert len(torch) == (importlib.util.find_spec("torch") is not None)
     assert ratio.value == ours.value / numpy.value
     assert ratio.limit == MATMUL_LIMIT
     assert ratio.within is (ratio.value < MATMUL_LIMIT)
+
+
+def test_each_size_is_beside_numpy_and_pytorch(monkeypatch):
+    monkeypatch.setattr(bench.host, "_beside_others", lambda op, axes, repeats: (2.0, 1.0, 0.5))
+    results = list(measure_growth())
+    assert [(r.name, r.value) for r in results[:3]] == [
+        ("matmul 256x256x256 bf16", 2000.0),
+        ("matmul 256x256x256 float32, numpy", 1000.0),
+        ("matmul 256x256x256 float32, torch", 500.0),
+    ]
+    assert len(results) == 18
+    assert all(r.limit is None for r in results)
+
+
+@pytest.mark.parametrize(("op", "axes"), [("matmul", {"M": 3, "N": 4, "K": 5}),
+                                          ("rms_norm", {"N": 3, "H": 5})])  # fmt: skip
+def test_the_others_compute_the_same(op, axes):
+    entry = ENTRIES[op]
+    arrays = [x.astype(np.float32) for x in entry.inputs(entry.op.input_shapes(axes), "float32", 0)]
+    value, magnitude = entry.reference(*arrays)
+    rule = {"op": op, "case": "numpy", "roundings": 4, "chain": 12}
+    assert_close(bench.host._IN_NUMPY[op](*arrays), value, magnitude, **rule)
+    torch = pytest.importorskip("torch")
+    theirs = bench.host._IN_TORCH[op](torch, *map(torch.from_numpy, arrays))
+    assert_close(theirs.numpy(), value, magnitude, **rule)
 
 
 FIGURES = [
@@ -81,6 +112,7 @@ def test_host_exits_by_its_limits(kept, code, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(bench.__main__, "measure_instructions", lambda: iter(figures))
     monkeypatch.setattr(bench.__main__, "measure_matmul", lambda: iter(()))
     monkeypatch.setattr(bench.__main__, "measure_shapes_only", lambda: iter(()))
+    monkeypatch.setattr(bench.__main__, "measure_growth", lambda: iter(()))
     path = tmp_path / "host.json"
     assert main(["host", "--json", str(path)]) == code
     assert "ratio" in capsys.readouterr().out
