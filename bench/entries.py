@@ -185,6 +185,10 @@ ENTRIES: Mapping[str, Entry] = {
     ),
     "rms_norm": Entry(OPERATORS["rms_norm"], reference.norm.rms_norm),
     "layer_norm": Entry(OPERATORS["layer_norm"], reference.norm.layer_norm),
+    **{
+        name: Entry(OPERATORS[name], getattr(reference.norm, name))
+        for name in ("add_rms_norm", "add_layer_norm", "rms_norm_llama", "rms_norm_gemma")
+    },
     "rms_norm_backward": Entry(OPERATORS["rms_norm_backward"], reference.norm.rms_norm_backward),
     "layer_norm_backward": Entry(
         OPERATORS["layer_norm_backward"], reference.norm.layer_norm_backward

@@ -38,6 +38,10 @@ from nki_kernels.operators.norm_backward import (
     LayerNormBackwardConfig,
     RmsNormBackwardConfig,
 )
+from nki_kernels.operators.norm_variants import add_layer_norm as add_layer_norm
+from nki_kernels.operators.norm_variants import add_rms_norm as add_rms_norm
+from nki_kernels.operators.norm_variants import rms_norm_gemma as rms_norm_gemma
+from nki_kernels.operators.norm_variants import rms_norm_llama as rms_norm_llama
 from nki_kernels.operators.projection import norm_linear as norm_linear
 from nki_kernels.operators.projection import qkv_projection as qkv_projection
 from nki_kernels.operators.rope import rope as rope

@@ -76,6 +76,87 @@ def layer_norm(
     return Reference(value, magnitude)
 
 
+def _added(x: npt.NDArray[Any], residual: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], Reference]:
+    """Return the sum with its rounding point, float32 to the dtype of x, and as a reference."""
+    total = (np.asarray(x, np.float32) + np.asarray(residual, np.float32)).astype(x.dtype)
+    exact = np.asarray(x, np.float64) + np.asarray(residual, np.float64)
+    return total, Reference(exact, np.abs(exact))
+
+
+def add_rms_norm(
+    x: npt.NDArray[Any],
+    residual: npt.NDArray[Any],
+    weight: npt.NDArray[Any] | None = None,
+    eps: float = 1e-6,
+) -> tuple[Reference, ...]:
+    """total = x + residual;  y = rms_norm(round(total)), rounded as it is stored.
+
+    Args:
+        x: [N, H].
+        residual: [N, H].
+        weight: [H], or None for ones.
+        eps: added to the mean square.
+
+    Returns:
+        total [N, H] and y [N, H].
+    """
+    total, exact = _added(x, residual)
+    return exact, rms_norm(total, weight, eps)
+
+
+def add_layer_norm(
+    x: npt.NDArray[Any],
+    residual: npt.NDArray[Any],
+    weight: npt.NDArray[Any] | None = None,
+    bias: npt.NDArray[Any] | None = None,
+    eps: float = 1e-5,
+) -> tuple[Reference, ...]:
+    """total = x + residual;  y = layer_norm(round(total)), rounded as it is stored.
+
+    Args:
+        x: [N, H].
+        residual: [N, H].
+        weight: [H], or None for ones.
+        bias: [H], or None for zeros.
+        eps: added to the variance.
+
+    Returns:
+        total [N, H] and y [N, H].
+    """
+    total, exact = _added(x, residual)
+    return exact, layer_norm(total, weight, bias, eps)
+
+
+def rms_norm_llama(x: npt.NDArray[Any], weight: npt.NDArray[Any], eps: float = 1e-6) -> Reference:
+    """The value of `rms_norm`; the rounding before the weight counts among the roundings.
+
+    Args:
+        x: [N, H].
+        weight: [H].
+        eps: added to the mean square.
+
+    Returns:
+        value [N, H] and magnitude [N, H].
+    """
+    return rms_norm(x, weight, eps)
+
+
+def rms_norm_gemma(x: npt.NDArray[Any], weight: npt.NDArray[Any], eps: float = 1e-6) -> Reference:
+    """y[n, h] = x[n, h] / sqrt(mean_h(x[n, :]^2) + eps) * (1 + weight[h]).
+
+    1 + weight is rounded to float32 relative to itself: |y| is the magnitude.
+
+    Args:
+        x: [N, H].
+        weight: [H].
+        eps: added to the mean square.
+
+    Returns:
+        value [N, H] and magnitude [N, H].
+    """
+    return rms_norm(x, 1.0 + np.asarray(weight, np.float64), eps)
+
+
 def rms_norm_backward(
     dy: npt.NDArray[Any],
     x: npt.NDArray[Any],

@@ -22,6 +22,7 @@ from nki_kernels.operators.mlp import GATED_MLP, GATED_MLP_KN
 from nki_kernels.operators.mlp_backward import GATED_MLP_BACKWARD
 from nki_kernels.operators.norm import LAYER_NORM, RMS_NORM
 from nki_kernels.operators.norm_backward import LAYER_NORM_BACKWARD, RMS_NORM_BACKWARD
+from nki_kernels.operators.norm_variants import NORM_VARIANTS
 from nki_kernels.operators.projection import NORM_LINEARS, QKV_PROJECTIONS
 from nki_kernels.operators.rope import ROPES
 from nki_kernels.operators.router import ROUTER
@@ -45,6 +46,7 @@ OPERATORS: dict[str, Operator] = {
         LAYER_NORM,
         RMS_NORM_BACKWARD,
         LAYER_NORM_BACKWARD,
+        *NORM_VARIANTS,
         *ROPES.values(),
         *DECODES.values(),
         ATTENTION_CHUNKED_PREFILL,

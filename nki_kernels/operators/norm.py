@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -70,27 +71,58 @@ _RMS_CHUNK_BYTES = 4 + 2
 _LAYER_CHUNK_BYTES = 4 + 4 + 4 + 2
 
 
-def _rms_fit(axes: Axes, itemsize: int, spec: CoreSpec) -> tuple[int, int]:
-    """Return (chunk, row tiles ahead): one ahead if it fits, then long chunks."""
+@dataclass(frozen=True, slots=True)
+class Extra:
+    """What a variant holds beside the rows and parameters of the plain norm.
+
+    Attributes:
+        sources: arrays that are loaded row by row.
+        column: bytes per column of a row tile: a sum at its widest.
+        shared: bytes per column that all row tiles share.
+    """
+
+    sources: int = 1
+    column: int = 0
+    shared: int = 0
+
+
+PLAIN = Extra()
+#: A residual, and the sum with it.
+ADDED = Extra(sources=2, column=4)
+
+
+def _rms_fit(
+    axes: Axes, itemsize: int, spec: CoreSpec, extra: Extra = PLAIN
+) -> tuple[int, int] | None:
+    """Return (chunk, row tiles ahead): one ahead if it fits, then long chunks; or None."""
     least = min(axes["H"], _SHORT_CHUNK)
     for ahead in (1, 0):
-        room = spec.sbuf_usable_bytes - SLACK_BYTES - (2 + ahead) * axes["H"] * itemsize
+        rows = (1 + ahead) * extra.sources * itemsize + extra.column
+        column = itemsize + extra.shared + rows
+        room = spec.sbuf_usable_bytes - SLACK_BYTES - column * axes["H"]
         chunk = min(axes["H"], _CHUNK)
         while chunk > least and chunk * _RMS_CHUNK_BYTES > room:
             chunk = max(chunk // 2, least)
         if chunk * _RMS_CHUNK_BYTES <= room:
             return chunk, ahead
-    return least, 0
+    return None
 
 
-def _layer_needed(size: int, itemsize: int, chunk: int, overlap: bool, spec: CoreSpec) -> float:
+def _layer_needed(
+    size: int, itemsize: int, chunk: int, overlap: bool, spec: CoreSpec, extra: Extra
+) -> float:
     """Bytes of a partition that rows, parameters, chunks in flight and statistics take.
 
     A row tile that overlaps with the next shares its space chunk by chunk, and loads are a chunk
     ahead of that.
     """
     width = min(chunk, size)
-    rows = (3 * size + (2 * width if overlap else 0)) * itemsize
+    loads = (2 if overlap else 0) * width * itemsize * extra.sources
+    if extra.sources > 1:
+        # Only the sum is held for the length of a row.
+        rows = 2 * size * itemsize + size * extra.column + loads + 2 * width * itemsize
+    else:
+        rows = 3 * size * itemsize + loads
     # Triples of float32: one for Scalar's columns, two per bn_stats; the first rows have most.
     columns = max(math.ceil(width / 2), _stats_columns(size, width, spec))
     triples = 1 + 2 * math.ceil(columns / spec.bn_stats_fmax)
@@ -98,17 +130,19 @@ def _layer_needed(size: int, itemsize: int, chunk: int, overlap: bool, spec: Cor
     return rows + (_IN_FLIGHT if overlap else 1.0) * width * _LAYER_CHUNK_BYTES + sums
 
 
-def _layer_fit(size: int, itemsize: int, spec: CoreSpec) -> tuple[int, bool] | None:
+def _layer_fit(
+    size: int, itemsize: int, spec: CoreSpec, extra: Extra = PLAIN
+) -> tuple[int, bool] | None:
     """Return (chunk, overlap): overlapping row tiles before long chunks; None if none fits."""
     room = spec.sbuf_usable_bytes - SLACK_BYTES
     for count in range(math.ceil(size / _CHUNK), math.ceil(size / _SHORTEST_OVERLAPPING) + 1):
         # Chunks of one length: a short last one would leave engines idle.
         chunk = math.ceil(size / count)
-        if _layer_needed(size, itemsize, chunk, True, spec) <= room:
+        if _layer_needed(size, itemsize, chunk, True, spec, extra) <= room:
             return chunk, True
     chunk = _CHUNK
     while chunk >= min(_SHORT_CHUNK, spec.bn_stats_fmax):
-        if _layer_needed(size, itemsize, chunk, False, spec) <= room:
+        if _layer_needed(size, itemsize, chunk, False, spec, extra) <= room:
             return min(chunk, size), False
         chunk //= 2
     return None
@@ -139,27 +173,35 @@ def piece(chunk: int) -> int:
     return min(chunk, max(_SHORT_CHUNK, -(-chunk // 4)))
 
 
-def _rms_limits(axes: Axes, dtype: str, spec: CoreSpec) -> tuple[str, ...]:
-    row = 2 * as_dtype(dtype).itemsize
-    room = spec.sbuf_usable_bytes - SLACK_BYTES
-    # Rows shorter than a short chunk are one chunk, longer ones need one.
-    short = min(_SHORT_CHUNK, room // (row + _RMS_CHUNK_BYTES))
-    most = max(short, (room - _SHORT_CHUNK * _RMS_CHUNK_BYTES) // row)
-    return _too_long(axes, dtype, most, spec)
-
-
-def _layer_limits(axes: Axes, dtype: str, spec: CoreSpec) -> tuple[str, ...]:
-    itemsize = as_dtype(dtype).itemsize
-    if _layer_fit(axes["H"], itemsize, spec) is not None:
-        return ()
+def _longest(fits: Callable[[int], bool], spec: CoreSpec) -> int:
     sizes = range(1, spec.sbuf_usable_bytes + 1)
-    most = bisect.bisect_left(sizes, True, key=lambda h: _layer_fit(h, itemsize, spec) is None)
-    return _too_long(axes, dtype, most, spec)
+    return bisect.bisect_left(sizes, True, key=lambda size: not fits(size))
 
 
-def _rms_configure(axes: Axes, dtype: str, spec: CoreSpec) -> RmsNormConfig:
-    chunk, ahead = _rms_fit(axes, as_dtype(dtype).itemsize, spec)
-    together = _rows_together(axes["H"], as_dtype(dtype).itemsize, spec)
+def rms_limits(axes: Axes, dtype: str, spec: CoreSpec, extra: Extra = PLAIN) -> tuple[str, ...]:
+    itemsize = as_dtype(dtype).itemsize
+
+    def fits(size: int) -> bool:
+        return _rms_fit({"H": size}, itemsize, spec, extra) is not None
+
+    return () if fits(axes["H"]) else _too_long(axes, dtype, _longest(fits, spec), spec)
+
+
+def layer_limits(axes: Axes, dtype: str, spec: CoreSpec, extra: Extra = PLAIN) -> tuple[str, ...]:
+    itemsize = as_dtype(dtype).itemsize
+
+    def fits(size: int) -> bool:
+        return _layer_fit(size, itemsize, spec, extra) is not None
+
+    return () if fits(axes["H"]) else _too_long(axes, dtype, _longest(fits, spec), spec)
+
+
+def rms_configure(axes: Axes, dtype: str, spec: CoreSpec, extra: Extra = PLAIN) -> RmsNormConfig:
+    itemsize = as_dtype(dtype).itemsize
+    # A row that does not fit is refused elsewhere; its config is asked for all the same.
+    found = _rms_fit(axes, itemsize, spec, extra)
+    chunk, ahead = found or (min(axes["H"], _SHORT_CHUNK), 0)
+    together = _rows_together(axes["H"], itemsize, spec, extra)
     return RmsNormConfig(
         chunk=chunk,
         piece=piece(chunk),
@@ -171,24 +213,23 @@ def _rms_configure(axes: Axes, dtype: str, spec: CoreSpec) -> RmsNormConfig:
     )
 
 
-def _rows_together(size: int, itemsize: int, spec: CoreSpec) -> int:
+def _rows_together(size: int, itemsize: int, spec: CoreSpec, extra: Extra) -> int:
     """Return how many short rows share a partition; 0 for rows that do not."""
     if size > spec.bn_stats_fmax:
         return 0
     # Three tiles of x, two of each float32 intermediate, and two results at their widest.
-    each = size * (3 * itemsize + 2 * (4 + 4 + 4))
-    room = (spec.sbuf_usable_bytes - SLACK_BYTES - size * itemsize) // each
+    each = size * (3 * itemsize * extra.sources + 2 * (4 + 4 + 4 + extra.column))
+    room = (spec.sbuf_usable_bytes - SLACK_BYTES - size * (itemsize + extra.shared)) // each
     together = min(_COLUMNS_TOGETHER // size, room)
     return together if together > 1 else 0
 
 
-def _layer_configure(axes: Axes, dtype: str, spec: CoreSpec) -> LayerNormConfig:
+def layer_configure(
+    axes: Axes, dtype: str, spec: CoreSpec, extra: Extra = PLAIN
+) -> LayerNormConfig:
     size = axes["H"]
-    # A row that does not fit is refused elsewhere; its config is asked for all the same.
-    chunk, overlap = _layer_fit(size, as_dtype(dtype).itemsize, spec) or (
-        min(size, _SHORT_CHUNK),
-        False,
-    )
+    found = _layer_fit(size, as_dtype(dtype).itemsize, spec, extra)
+    chunk, overlap = found or (min(size, _SHORT_CHUNK), False)
     short = size <= _SHORT_ROW * spec.bn_stats_fmax
     stats = _stats_columns(size, chunk, spec)
     return LayerNormConfig(
@@ -220,7 +261,7 @@ def option_problems(options: Options) -> tuple[str, ...]:
     return (reason,)
 
 
-def _rms_config_problems(config: Any, dtype: str, spec: CoreSpec) -> tuple[str, ...]:
+def rms_config_problems(config: Any, dtype: str, spec: CoreSpec) -> tuple[str, ...]:
     if not isinstance(config, RmsNormConfig):
         return (another_config(config, "an RmsNormConfig"),)
     short = {"together": 0, "scalar": 0, "pool": 0}
@@ -234,7 +275,7 @@ def _rms_config_problems(config: Any, dtype: str, spec: CoreSpec) -> tuple[str, 
     return (reason,)
 
 
-def _layer_config_problems(config: Any, dtype: str, spec: CoreSpec) -> tuple[str, ...]:
+def layer_config_problems(config: Any, dtype: str, spec: CoreSpec) -> tuple[str, ...]:
     if not isinstance(config, LayerNormConfig):
         return (another_config(config, "a LayerNormConfig"),)
     columns = {"vector_stats": 0, "pool_shift": 0, "pool_scale": 0}
@@ -271,11 +312,11 @@ def chain(axes: Axes, spec: CoreSpec) -> int:
     return axes["H"] + 2 * math.ceil(axes["H"] / spec.bn_stats_fmax) + 16
 
 
-def _rms_flops(axes: Axes) -> int:
+def rms_flops(axes: Axes) -> int:
     return 4 * axes["N"] * axes["H"]
 
 
-def _layer_flops(axes: Axes) -> int:
+def layer_flops(axes: Axes) -> int:
     return 8 * axes["N"] * axes["H"]
 
 
@@ -307,44 +348,44 @@ def _layer_arguments(inputs: Sequence[Any], options: Options, config: Any) -> tu
 
 X = Operand("x", ("N", "H"))
 WEIGHT = Operand("weight", ("H",), optional=True)
-_BIAS = Operand("bias", ("H",), optional=True)
-_Y = (Operand("y", ("N", "H")),)
+BIAS = Operand("bias", ("H",), optional=True)
+Y = (Operand("y", ("N", "H")),)
 DTYPES = ("bfloat16", "float16", "float32")
 
 RMS_NORM = Operator(
     name="rms_norm",
     summary="y[n, h] = x[n, h] / sqrt(mean_h(x[n, :]^2) + eps) * weight[h]",
     inputs=(X, WEIGHT),
-    outputs=_Y,
+    outputs=Y,
     axis_order=("N", "H"),
     dtypes=DTYPES,
-    flops=_rms_flops,
+    flops=rms_flops,
     roundings=1,
     chain=chain,
-    configure=_rms_configure,
+    configure=rms_configure,
     reduced=reduced,
     kernel=rms_norm,
     arguments=_rms_arguments,
-    limits=_rms_limits,
+    limits=rms_limits,
     option_problems=option_problems,
-    config_problems=_rms_config_problems,
+    config_problems=rms_config_problems,
 )
 
 LAYER_NORM = Operator(
     name="layer_norm",
     summary="y[n, h] = (x[n, h] - mean[n]) / sqrt(var[n] + eps) * weight[h] + bias[h]",
-    inputs=(X, WEIGHT, _BIAS),
-    outputs=_Y,
+    inputs=(X, WEIGHT, BIAS),
+    outputs=Y,
     axis_order=("N", "H"),
     dtypes=DTYPES,
-    flops=_layer_flops,
+    flops=layer_flops,
     roundings=1,
     chain=chain,
-    configure=_layer_configure,
+    configure=layer_configure,
     reduced=reduced,
     kernel=layer_norm,
     arguments=_layer_arguments,
-    limits=_layer_limits,
+    limits=layer_limits,
     option_problems=option_problems,
-    config_problems=_layer_config_problems,
+    config_problems=layer_config_problems,
 )

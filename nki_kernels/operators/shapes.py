@@ -192,6 +192,14 @@ def _norm_cases(op: str) -> Iterator[Case]:
                 yield _case(op, model, phase, layer, axes)
 
 
+def _norm_variant_cases(op: str) -> Iterator[Case]:
+    """The residual stream; the norms of query and key heads add nothing."""
+    plain = "layer_norm" if "layer_norm" in op else "rms_norm"
+    for case in _norm_cases(plain):
+        if case.name.endswith(":hidden"):
+            yield Case(op, case.name, case.axes, case.tags)
+
+
 def _norm_backward_cases(op: str) -> Iterator[Case]:
     """The forward cases of a training step: no decoding."""
     for case in _norm_cases(op.removesuffix("_backward")):
@@ -337,6 +345,10 @@ _CASES: dict[str, dict[str, Case]] = {
     "grouped_matmul": {case.name: case for case in _grouped_cases()},
     "rms_norm": {case.name: case for case in _norm_cases("rms_norm")},
     "layer_norm": {case.name: case for case in _norm_cases("layer_norm")},
+    **{
+        op: {case.name: case for case in _norm_variant_cases(op)}
+        for op in ("add_rms_norm", "add_layer_norm", "rms_norm_llama", "rms_norm_gemma")
+    },
     "rms_norm_backward": {case.name: case for case in _norm_backward_cases("rms_norm_backward")},
     "layer_norm_backward": {
         case.name: case for case in _norm_backward_cases("layer_norm_backward")
@@ -443,6 +455,10 @@ DEFAULTS: dict[str, tuple[str, ...]] = {
         "minilm-l6:prefill:hidden",
         "16x4096",
     ),
+    "add_rms_norm": ("4096x4096", "8192x2880", "llama3-8b:decode:hidden"),
+    "add_layer_norm": ("4096x4096", "minilm-l6:prefill:hidden"),
+    "rms_norm_llama": ("4096x4096", "llama3-8b:decode:hidden"),
+    "rms_norm_gemma": ("4096x4096",),
     "rms_norm_backward": (
         "4096x4096",
         "2048x16384",

@@ -36,12 +36,16 @@ def fresh_dynamo():
 IN_PLACE = {"kv_cache_write", "kv_cache_write_paged"}
 #: Operators that PyTorch cannot call yet: this set only ever shrinks.
 WITHOUT: set[str] = {
+    "add_layer_norm",
+    "add_rms_norm",
     "attention_chunked_prefill",
     "attention_varlen",
     "causal_attention_varlen",
     "experts",
     "mla_decode",
     "mla_decode_paged",
+    "rms_norm_gemma",
+    "rms_norm_llama",
     "window_attention",
 }
 

@@ -84,10 +84,41 @@ def layer_norm(x, weight, bias, eps, out_dtype, config):
         bfloat16 steps would be faster and round thrice; sums on PE mix rows, NaN included.
     Instructions: 10 per chunk and row tile, 3 more per row tile.
     """
-    rows, size = x.shape
-    y = nl.ndarray((rows, size), dtype=out_dtype, buffer=nl.shared_hbm)
+    y = nl.ndarray(x.shape, dtype=out_dtype, buffer=nl.shared_hbm)
+    _normalise(y, None, (x,), weight, bias, eps, config)
+    return y
+
+
+@nki.jit
+def add_layer_norm(x, residual, weight, bias, eps, out_dtype, config):
+    """total = x + residual, rounded; y = layer_norm(total), as `layer_norm` computes it.
+
+    The sum is on chip once: a kernel of its own would store it and load it again. Per [128, 4096]
+    bf16 tile DMA takes 11.4 us, Vector 9.5, Scalar 7.3, GpSimd 6.9.
+
+    Args:
+        x: [N, H] HBM, bfloat16 | float16 | float32.
+        residual: [N, H] HBM, dtype of x.
+        weight: [H] HBM, dtype of x, or None.
+        bias: likewise.
+        eps: added to the variance.
+        out_dtype: dtype of the results.
+        config: LayerNormConfig.
+
+    Returns:
+        total [N, H] and y [N, H] HBM, out_dtype.
+    """
+    total = nl.ndarray(x.shape, dtype=out_dtype, buffer=nl.shared_hbm)
+    y = nl.ndarray(x.shape, dtype=out_dtype, buffer=nl.shared_hbm)
+    _normalise(y, total, (x, residual), weight, bias, eps, config)
+    return total, y
+
+
+def _normalise(y, total, sources, weight, bias, eps, config):
+    """Write the sum of the sources to `total`, if there is one, and its rows, normalised, to y."""
+    rows, size = y.shape
     cuts = spans(0, size, config.chunk)
-    tiles = [{"rows": span, "x": []} for span in row_spans(rows)]
+    tiles = [{"rows": span, "x": [], "residual": []} for span in row_spans(rows)]
     epsilon = root_constants(eps)
     places = moment_places(cuts, config.vector_stats)
     # Nothing precedes the first rows: Vector is free to take half of their statistics.
@@ -103,8 +134,10 @@ def layer_norm(x, weight, bias, eps, out_dtype, config):
         if "load" in step:
             index, chunk = step["load"]
             width = config.piece if index == 0 else config.chunk
-            tile = load_pieces(x, tiles[index]["rows"], cuts[chunk], width, config)
-            tiles[index]["x"].append(tile)
+            span = tiles[index]["rows"]
+            for number in range(len(sources)):
+                tile = load_pieces(sources[number], span, cuts[chunk], width, config)
+                tiles[index]["x" if number == 0 else "residual"].append(tile)
             if index == first_write:
                 # Behind what the statistics of the first rows, and of the second, need.
                 broadcast_columns(vectors[0], weight, cuts[chunk], config)
@@ -114,13 +147,15 @@ def layer_norm(x, weight, bias, eps, out_dtype, config):
         ready = []
         if "measure" in step:
             index, chunk = step["measure"]
+            if total is not None:
+                ready.append(_add(total, tiles[index], chunk, cuts[chunk]))
             stats = first if index == 0 else turns[(index - 1) % _TURNS]
             tiles[index]["stats"] = stats[0 : tiles[index]["x"][chunk].shape[0], :]
             place = halves[chunk] if index == 0 else places[chunk]
             measure_moments(tiles[index]["x"][chunk], place, tiles[index]["stats"])
         if "write" in step:
             index, chunk = step["write"]
-            ready = _write(y, tiles[index], chunk, cuts[chunk], vectors, config)
+            ready += _write(y, tiles[index], chunk, cuts[chunk], vectors, config)
         if "measure" in step and step["measure"][1] == len(cuts) - 1:
             # Behind the row tile before: Vector would wait for Scalar's share.
             tile = tiles[step["measure"][0]]
@@ -128,7 +163,15 @@ def layer_norm(x, weight, bias, eps, out_dtype, config):
             tile["factor"] = reciprocal_root(shifted)
     for waiting in ready:
         store_ready(waiting, config)
-    return y
+
+
+def _add(total, tile, chunk, cut):
+    """Add a chunk of the residual to that of x; return (where the sum belongs, the sum)."""
+    (start, stop), (left, right) = tile["rows"], cut
+    added = nl.ndarray((stop - start, right - left), dtype=total.dtype, buffer=nl.sbuf)
+    nisa.tensor_tensor(dst=added, data1=tile["x"][chunk], data2=tile["residual"][chunk], op=nl.add)
+    tile["x"][chunk], tile["residual"][chunk] = added, None
+    return total[start:stop, left:right], added
 
 
 def _parameter(vector, rows):

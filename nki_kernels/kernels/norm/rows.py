@@ -76,6 +76,21 @@ def take_rows(sources, tiles, row_tiles, index, config):
     return found
 
 
+def add_rows(total, rows, config):
+    """Store the sum of two tiles [rows, H] to `total`, and return it, rounded to its dtype."""
+    first, second = rows
+    tile = nl.ndarray(first.shape, dtype=total.dtype, buffer=nl.sbuf)
+    for left, right in spans(0, first.shape[1], config.chunk):
+        nisa.tensor_tensor(
+            dst=tile[:, left:right],
+            data1=first[:, left:right],
+            data2=second[:, left:right],
+            op=nl.add,
+        )
+        nisa.dma_copy(dst=total[:, left:right], src=tile[:, left:right])
+    return tile
+
+
 def load_rows(x, start, stop, config):
     """Return rows start .. stop - 1 of x [N, H] in SBUF, the first of all piece by piece.
 

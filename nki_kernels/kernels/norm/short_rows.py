@@ -28,24 +28,38 @@ def short_spans(rows, together):
     return spans
 
 
-def rms_norm_short_rows(y, x, scale, epsilon, config):
-    """Write the rows of x [N, H], normalised and times `scale` [P, H] or None, to y.
+def rms_norm_short_rows(y, total, sources, scale, epsilon, cast, config):
+    """Write the rows of the sum of the sources, normalised and times `scale` [P, H], to y.
 
-    The statistics of a tile go before the rest of the one before it: Vector never waits for a root.
+    The sum itself goes to `total`, if there is one. `scale` may be None; `cast` "llama" rounds to
+    the dtype of the rows before it. The statistics of a tile go before the rest of the one before:
+    Vector never waits for a root.
     """
-    spans = short_spans(x.shape[0], config.together)
+    spans = short_spans(y.shape[0], config.together)
     tiles = []
     waiting = None
     for index in range(len(spans)):
         # Ahead of the stores that wait in the same queue.
         while len(tiles) < min(index + 2, len(spans)):
-            tiles.append(_load(x, spans[len(tiles)], config))
-        factor = _factor(tiles[index], epsilon)
-        if waiting is not None:
-            _write(y, waiting, scale, config)
-        waiting = (spans[index], tiles[index], factor)
+            span = spans[len(tiles)]
+            tiles.append([_load(source, span, config) for source in sources])
+        tile = tiles[index][0]
+        if total is not None:
+            tile = _add(total, spans[index], tiles[index])
         tiles[index] = None
-    _write(y, waiting, scale, config)
+        factor = _factor(tile, epsilon)
+        if waiting is not None:
+            _write(y, waiting, scale, cast, config)
+        waiting = (spans[index], tile, factor)
+    _write(y, waiting, scale, cast, config)
+
+
+def _add(total, span, tiles):
+    """Store the sum of two tiles to the rows `span` of `total`, and return it."""
+    tile = nl.ndarray(tiles[0].shape, dtype=total.dtype, buffer=nl.sbuf)
+    nisa.tensor_tensor(dst=tile, data1=tiles[0], data2=tiles[1], op=nl.add)
+    nisa.dma_copy(dst=_rows(total, span), src=tile)
+    return tile
 
 
 def _load(x, span, config):
@@ -75,7 +89,7 @@ def _rows(array, span):
     return array.ap(pattern=pattern, offset=start * size)
 
 
-def _write(y, waiting, scale, config):
+def _write(y, waiting, scale, cast, config):
     """Multiply a tile by its factors and by the weight, and store it."""
     span, tile, factor = waiting
     _, count, each = span
@@ -83,7 +97,8 @@ def _write(y, waiting, scale, config):
     result = nl.ndarray(tile.shape, dtype=y.dtype, buffer=nl.sbuf)
     scaled = result
     if scale is not None:
-        scaled = nl.ndarray(tile.shape, dtype=nl.float32, buffer=nl.sbuf)
+        middle = tile.dtype if cast == "llama" else nl.float32
+        scaled = nl.ndarray(tile.shape, dtype=middle, buffer=nl.sbuf)
     by_vector = each - each * config.scalar // config.together
     if by_vector > 0:
         wide = factor[:, 0:by_vector].expand_dim(2).broadcast(2, size)
