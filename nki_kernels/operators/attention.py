@@ -43,6 +43,9 @@ _CHUNK = 8
 #: Short heads need loads four heads ahead (S 512: 91 us with 8, 86 with 12).
 _LAG, _AHEAD = 3, 12
 
+#: Groups capped together, and their share of SBUF.
+_BATCH, _BATCH_SHARE = 16, 0.25
+
 #: Share of SBUF for what is loaded ahead.
 _AHEAD_SHARE = 0.5
 
@@ -98,12 +101,14 @@ def _configure(axes: Axes, dtype: str, spec: CoreSpec) -> AttentionConfig:
     head = (math.ceil(axes["M"] / spec.partitions) + math.ceil(axes["N"] / spec.partitions)) * tile
     blocks = math.ceil(axes["M"] / spec.moving_fmax)
     room = int(spec.sbuf_usable_bytes * _AHEAD_SHARE * blocks) // head
+    group = 4 * spec.moving_fmax * max(1, (spec.psum_banks - _output_banks(spec)) // 2)
     section = max(1, int(spec.sbuf_usable_bytes * _SECTION_SHARE) // 8)
     return AttentionConfig(
         banks=max(1, (spec.psum_banks - _output_banks(spec)) // 2),
         whole=max(1, (spec.psum_banks - _shared_banks(axes["E"], spec)) // 2),
         join=2,
         lag=_LAG,
+        batch=max(1, min(_BATCH, int(spec.sbuf_usable_bytes * _BATCH_SHARE) // group)),
         ahead=min(_AHEAD, room),
         chunk=chunk,
         resident=keys <= int(spec.sbuf_usable_bytes * _RESIDENT_SHARE),
@@ -185,7 +190,7 @@ def _config_problems(config: Any, dtype: str, spec: CoreSpec) -> tuple[str, ...]
             f"config is {config!r}; an AttentionConfig is needed; pass one, or None to choose it",
         )
     reasons = []
-    counts = ("banks", "whole", "join", "chunk", "section")
+    counts = ("banks", "whole", "join", "batch", "chunk", "section")
     for name, least in (*((name, 1) for name in counts), ("lag", 0), ("ahead", 0)):
         value = getattr(config, name)
         if type(value) is not int or value < least:

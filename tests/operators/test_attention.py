@@ -292,7 +292,7 @@ def configs():
         {}, {"lag": 0}, {"lag": 3}, {"ahead": 0}, {"chunk": 1}, {"chunk": 3},
         {"resident": False, "chunk": 2}, {"fill": False}, {"section": 1}, {"section": 100},
         {"hwdge": False}, {"banks": 2, "lag": 0}, {"whole": 1}, {"whole": 2}, {"join": 1},
-        {"join": 3},
+        {"join": 3}, {"batch": 1}, {"batch": 3},
     ):  # fmt: skip
         yield dataclasses.replace(base, **changes)
 
@@ -300,7 +300,12 @@ def configs():
 @pytest.mark.parametrize("config", list(configs()), ids=repr)
 def test_no_config_changes_the_mathematics(config):
     inputs = operands(2, 4, 2, 40, 37, 5, "bfloat16")
-    for options in ({"causal": True}, {"causal": True, "window": 5}, {"window": 3}):
+    for options in (
+        {"causal": True},
+        {"causal": True, "window": 5},
+        {"window": 3},
+        {"softcap": 4.0},
+    ):
         check(inputs, options, repr(config), config=config)
 
 
