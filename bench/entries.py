@@ -89,6 +89,13 @@ def varlen_inputs(shapes: Shapes, dtype: str, seed: int) -> Arrays:
     return (*normal_inputs(tensors, dtype, seed), cuts)
 
 
+def merge_inputs(shapes: Shapes, dtype: str, seed: int) -> Arrays:
+    """Return two outputs and their logarithms, which are float32."""
+    a, b = normal_inputs(shapes[::2], dtype, seed)
+    la, lb = normal_inputs(shapes[1::2], "float32", seed + 1)
+    return a, la, b, lb
+
+
 def mla_inputs(shapes: Shapes, dtype: str, seed: int) -> Arrays:
     """Return queries and a full cache of latents, its pages shuffled, if it has a table."""
     q, cache, *tables, lengths = shapes
@@ -230,6 +237,9 @@ ENTRIES: Mapping[str, Entry] = {
         name: Entry(OPERATORS[name], getattr(reference.decode, name), mla_inputs)
         for name in ("mla_decode", "mla_decode_paged")
     },
+    "merge_attention": Entry(
+        OPERATORS["merge_attention"], reference.decode.merge_attention, merge_inputs
+    ),
     "attention_chunked_prefill": Entry(
         OPERATORS["attention_chunked_prefill"],
         reference.decode.attention_decode_paged,

@@ -93,6 +93,40 @@ def attention_decode_paged(
     return attention_decode(q, gathered(k, table), gathered(v, table), lengths, sinks, **options)
 
 
+def merge_attention(
+    out_a: npt.NDArray[Any],
+    lse_a: npt.NDArray[Any],
+    out_b: npt.NDArray[Any],
+    lse_b: npt.NDArray[Any],
+) -> tuple[Reference, Reference]:
+    """Merge two attentions: l = log(e^la + e^lb), out = e^(la - l) a + e^(lb - l) b.
+
+    The exponent of a part is a difference d of logarithms, rounded; so a part's relative error has
+    a share |d|, which the magnitudes carry.
+
+    Args:
+        out_a: [B, H, T, E].
+        lse_a: [B, H, T], -inf where nothing was attended.
+        out_b: like `out_a`.
+        lse_b: like `lse_a`.
+
+    Returns:
+        (out [B, H, T, E], lse [B, H, T]), each value and magnitude.
+    """
+    a, b, la, lb = (np.asarray(x, dtype=np.float64) for x in (out_a, out_b, lse_a, lse_b))
+    lse = np.logaddexp(la, lb)
+    safe = np.where(np.isinf(lse), 0.0, lse)
+    value, magnitude, spread = np.zeros_like(a), np.zeros_like(a), np.zeros_like(lse)
+    for out, part in ((a, la), (b, lb)):
+        weight = np.exp(part - safe)
+        away = np.where(weight > 0, np.abs(part - safe), 0.0)
+        value += weight[..., None] * out
+        magnitude += (weight * (1 + away))[..., None] * np.abs(out)
+        spread += weight * (1 + away)
+    most = np.where(np.isinf(lse), 0.0, np.maximum(la, lb))
+    return Reference(value, magnitude), Reference(lse, np.abs(most) + spread + 1)
+
+
 def mla_decode(
     q: npt.NDArray[Any],
     cache: npt.NDArray[Any],

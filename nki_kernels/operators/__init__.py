@@ -17,6 +17,7 @@ from nki_kernels.operators.grouped import GROUPED_MATMUL
 from nki_kernels.operators.linear import LINEAR, LINEAR_BACKWARD, LINEAR_KN
 from nki_kernels.operators.matmul import MATMULS
 from nki_kernels.operators.matmul_fp8 import MATMUL_FP8, MATMUL_FP8_NT
+from nki_kernels.operators.merge import MERGE_ATTENTION
 from nki_kernels.operators.mla import MLA_DECODES
 from nki_kernels.operators.mlp import GATED_MLP, GATED_MLP_KN
 from nki_kernels.operators.mlp_backward import GATED_MLP_BACKWARD
@@ -51,6 +52,7 @@ OPERATORS: dict[str, Operator] = {
         *DECODES.values(),
         ATTENTION_CHUNKED_PREFILL,
         *MLA_DECODES.values(),
+        MERGE_ATTENTION,
         ATTENTION,
         CAUSAL_ATTENTION,
         WINDOW_ATTENTION,

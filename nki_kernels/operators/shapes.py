@@ -481,6 +481,7 @@ DEFAULTS: dict[str, tuple[str, ...]] = {
     "attention_decode_paged_fp8": ("llama3-8b:decode:attention",),
     "mla_decode": ("deepseek-v3:decode:attention",),
     "mla_decode_paged": ("deepseek-v3:decode:attention",),
+    "merge_attention": ("1x32x4096x128", "8x32x1x128"),
     "attention_chunked_prefill": ("llama3-8b:chunk:attention",),
 }
 
