@@ -14,70 +14,8 @@ from dataclasses import dataclass
 
 from nki_kernels.machine.errors import ShapeError
 from nki_kernels.operators.contract import Operator
+from nki_kernels.operators.models import MODELS, Model
 from nki_kernels.operators.nkibench import PROBLEMS
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Model:
-    """The sizes of one published model, from its configuration file on its model page.
-
-    Attributes:
-        hidden: width of the residual stream.
-        intermediate: width of the MLP, or of one expert.
-        gated: the MLP has a gate beside `up` (SwiGLU), fused into one matmul of twice the width.
-        experts, top_k: routed experts and how many a token uses (0: a dense MLP).
-        decodes: a generative model (an encoder has no decode phase).
-        norm: operator that normalises the residual stream.
-        qk_norm: each query and key head is normalised as well.
-    """
-
-    name: str
-    hidden: int
-    intermediate: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocabulary: int
-    gated: bool = True
-    experts: int = 0
-    top_k: int = 0
-    decodes: bool = True
-    norm: str = "rms_norm"
-    qk_norm: bool = False
-
-
-MODELS: tuple[Model, ...] = (
-    Model(
-        name="llama3-8b", hidden=4096, intermediate=14336,
-        heads=32, kv_heads=8, head_dim=128, vocabulary=128256,
-    ),
-    Model(
-        name="llama3-70b", hidden=8192, intermediate=28672,
-        heads=64, kv_heads=8, head_dim=128, vocabulary=128256,
-    ),
-    Model(
-        name="qwen3-8b", hidden=4096, intermediate=12288,
-        heads=32, kv_heads=8, head_dim=128, vocabulary=151936, qk_norm=True,
-    ),
-    Model(
-        name="qwen3-30b-a3b", hidden=2048, intermediate=768,
-        heads=32, kv_heads=4, head_dim=128, vocabulary=151936, experts=128, top_k=8,
-        qk_norm=True,
-    ),
-    Model(
-        name="mixtral-8x7b", hidden=4096, intermediate=14336,
-        heads=32, kv_heads=8, head_dim=128, vocabulary=32000, experts=8, top_k=2,
-    ),
-    Model(
-        name="gpt-oss-20b", hidden=2880, intermediate=2880,
-        heads=64, kv_heads=8, head_dim=64, vocabulary=201088, experts=32, top_k=4,
-    ),
-    Model(
-        name="minilm-l6", hidden=384, intermediate=1536,
-        heads=12, kv_heads=12, head_dim=32, vocabulary=30522, gated=False, decodes=False,
-        norm="layer_norm",
-    ),
-)  # fmt: skip
 
 #: Tokens per pass: a long prompt (for an encoder, a batch of sentences), or one token for each of
 #: sixteen sequences.
@@ -269,6 +207,14 @@ def _moe_cases(op: str) -> Iterator[Case]:
             yield _case(op, model, phase, "experts", axes)
 
 
+def _merge_cases() -> Iterator[Case]:
+    """A prompt whose keys lie on two cores."""
+    for model, phase, tokens in _passes():
+        if model.decodes and phase == "prefill":
+            axes = {"B": 1, "H": model.heads, "T": tokens, "E": model.head_dim}
+            yield _case("merge_attention", model, phase, "attention", axes)
+
+
 def _mla_cases(op: str) -> Iterator[Case]:
     """DeepSeek-V3 on one core: 128 heads over 4096 rows of 512 + 64; pages of 64."""
     axes = {"B": 4, "H": 128, "T": 1, "D": 576, "E": 512}
@@ -316,8 +262,9 @@ _CASES: dict[str, dict[str, Case]] = {
         op: {case.name: case for case in _projection_cases(op)}
         for op in ("norm_linear", "norm_linear_kn", "qkv_projection", "qkv_projection_kn")
     },
-    "gated_mlp_backward": {
-        case.name: case for case in _mlp_cases("gated_mlp_backward") if "decode" not in case.tags
+    **{
+        op: {case.name: case for case in _mlp_cases(op) if "decode" not in case.tags}
+        for op in ("gated_mlp_backward", "gated_mlp_backward_kept")
     },
     "linear_backward": {
         case.name: case for case in _stored_cases("linear_backward") if "decode" not in case.tags
@@ -368,6 +315,7 @@ _CASES: dict[str, dict[str, Case]] = {
         op: {case.name: case for case in _mla_cases(op)}
         for op in ("mla_decode", "mla_decode_paged")
     },
+    "merge_attention": {case.name: case for case in _merge_cases()},
 }
 for _problem in PROBLEMS:
     if _problem.op is not None and _problem.axes is not None:
@@ -406,6 +354,7 @@ DEFAULTS: dict[str, tuple[str, ...]] = {
     "matmul_fp8": ("4096x4096x4096", "64x14336x4096"),
     "matmul_fp8_nt": ("4096x4096x4096", "64x14336x4096"),
     "gated_mlp_backward": ("512x2048x5632",),
+    "gated_mlp_backward_kept": ("512x2048x5632",),
     "linear_backward": ("4096x4096x4096", "1024x1024x1024"),
     "bmm": ("llama3-8b:prefill:values",),
     "bmm_nt": ("llama3-8b:prefill:scores",),
@@ -481,7 +430,7 @@ DEFAULTS: dict[str, tuple[str, ...]] = {
     "attention_decode_paged_fp8": ("llama3-8b:decode:attention",),
     "mla_decode": ("deepseek-v3:decode:attention",),
     "mla_decode_paged": ("deepseek-v3:decode:attention",),
-    "merge_attention": ("1x32x4096x128", "8x32x1x128"),
+    "merge_attention": ("llama3-8b:prefill:attention", "8x32x1x128"),
     "attention_chunked_prefill": ("llama3-8b:chunk:attention",),
 }
 
