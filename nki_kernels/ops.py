@@ -23,7 +23,6 @@ from nki_kernels.operators.matmul_fp8 import matmul_fp8 as matmul_fp8
 from nki_kernels.operators.matmul_mx import matmul_mx as matmul_mx
 from nki_kernels.operators.merge import merge_attention as merge_attention
 from nki_kernels.operators.mla import mla_decode as mla_decode
-from nki_kernels.operators.mla import mla_decode as mla_decode
 from nki_kernels.operators.mlp import gated_mlp as gated_mlp
 from nki_kernels.operators.mlp_backward import gated_mlp_backward as gated_mlp_backward
 from nki_kernels.operators.norm import (
