@@ -196,6 +196,7 @@ ENTRIES: Mapping[str, Entry] = {
         name: Entry(OPERATORS[name], getattr(reference.norm, name))
         for name in ("add_rms_norm", "add_layer_norm", "rms_norm_llama", "rms_norm_gemma")
     },
+    "group_norm": Entry(OPERATORS["group_norm"], reference.norm.group_norm),
     "rms_norm_backward": Entry(OPERATORS["rms_norm_backward"], reference.norm.rms_norm_backward),
     "layer_norm_backward": Entry(
         OPERATORS["layer_norm_backward"], reference.norm.layer_norm_backward

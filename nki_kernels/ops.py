@@ -11,6 +11,7 @@ from nki_kernels.operators.attention_chunk import (
 )
 from nki_kernels.operators.attention_decode import attention_decode as attention_decode
 from nki_kernels.operators.attention_varlen import attention_varlen as attention_varlen
+from nki_kernels.operators.group_norm import group_norm as group_norm
 from nki_kernels.operators.kv_cache import kv_cache_write as kv_cache_write
 from nki_kernels.operators.linear import (
     LINEAR,

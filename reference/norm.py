@@ -76,6 +76,42 @@ def layer_norm(
     return Reference(value, magnitude)
 
 
+def group_norm(
+    x: npt.NDArray[Any],
+    weight: npt.NDArray[Any] | None = None,
+    bias: npt.NDArray[Any] | None = None,
+    eps: float = 1e-5,
+    *,
+    num_groups: int,
+) -> Reference:
+    """Normalise groups of neighbouring channels to mean 0 and variance 1, in float64.
+
+    A group is a row of `layer_norm`, as is the error of its statistics; weight and bias belong to
+    channels. With a and r those of the row, x * (r * weight) and mean * r * weight are rounded
+    before they cancel, each at most (a + |d|) * r * |weight|, which the magnitude of `layer_norm`
+    has once: here it counts twice.
+
+    Args:
+        x: [N, C, S].
+        weight: [C], or None for ones.
+        bias: [C], or None for zeros.
+        eps: added to the variance.
+        num_groups: a divisor of C.
+
+    Returns:
+        value [N, C, S] and magnitude [N, C, S], both float64.
+    """
+    batch, channels = x.shape[:2]
+    rows = layer_norm(np.reshape(x, (batch * num_groups, -1)), eps=eps)
+    value, magnitude = (part.reshape(x.shape) for part in rows)
+    column = (1, channels, 1)
+    scale = np.ones(column) if weight is None else np.asarray(weight, np.float64).reshape(column)
+    shift = np.zeros(column) if bias is None else np.asarray(bias, np.float64).reshape(column)
+    result = value * scale + shift
+    spread = 2.0 * np.abs(scale) * magnitude + np.abs(shift) + np.abs(result)
+    return Reference(result, spread)
+
+
 def _added(x: npt.NDArray[Any], residual: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], Reference]:
     """Return the sum with its rounding point, float32 to the dtype of x, and as a reference."""
     total = (np.asarray(x, np.float32) + np.asarray(residual, np.float32)).astype(x.dtype)

@@ -13,6 +13,7 @@ from nki_kernels.operators.attention_varlen import ATTENTION_VARLEN, CAUSAL_ATTE
 from nki_kernels.operators.contract import Operator
 from nki_kernels.operators.dispatch import COMBINE, DISPATCH
 from nki_kernels.operators.experts import EXPERTS
+from nki_kernels.operators.group_norm import GROUP_NORM
 from nki_kernels.operators.grouped import GROUPED_MATMUL
 from nki_kernels.operators.linear import LINEAR, LINEAR_BACKWARD, LINEAR_KN
 from nki_kernels.operators.matmul import MATMULS
@@ -48,6 +49,7 @@ OPERATORS: dict[str, Operator] = {
         RMS_NORM_BACKWARD,
         LAYER_NORM_BACKWARD,
         *NORM_VARIANTS,
+        GROUP_NORM,
         *ROPES.values(),
         *DECODES.values(),
         ATTENTION_CHUNKED_PREFILL,

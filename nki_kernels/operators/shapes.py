@@ -138,6 +138,14 @@ def _norm_variant_cases(op: str) -> Iterator[Case]:
             yield Case(op, case.name, case.axes, case.tags)
 
 
+def _group_norm_cases() -> Iterator[Case]:
+    """Residual blocks of Stable Diffusion 1.5's U-Net, two images of 512 x 512 at 32 groups."""
+    for level, channels, side in ((0, 320, 64), (1, 640, 32), (2, 1280, 16)):
+        axes = {"N": 2, "C": channels, "S": side * side, "G": 32}
+        tags = frozenset({"sd15-unet", "step", f"level{level}"})
+        yield Case("group_norm", f"sd15-unet:step:level{level}", axes, tags)
+
+
 def _norm_backward_cases(op: str) -> Iterator[Case]:
     """The forward cases of a training step: no decoding."""
     for case in _norm_cases(op.removesuffix("_backward")):
@@ -296,6 +304,7 @@ _CASES: dict[str, dict[str, Case]] = {
         op: {case.name: case for case in _norm_variant_cases(op)}
         for op in ("add_rms_norm", "add_layer_norm", "rms_norm_llama", "rms_norm_gemma")
     },
+    "group_norm": {case.name: case for case in _group_norm_cases()},
     "rms_norm_backward": {case.name: case for case in _norm_backward_cases("rms_norm_backward")},
     "layer_norm_backward": {
         case.name: case for case in _norm_backward_cases("layer_norm_backward")
@@ -406,6 +415,7 @@ DEFAULTS: dict[str, tuple[str, ...]] = {
     ),
     "add_rms_norm": ("4096x4096", "8192x2880", "llama3-8b:decode:hidden"),
     "add_layer_norm": ("4096x4096", "minilm-l6:prefill:hidden"),
+    "group_norm": ("8x320x4096x32", "sd15-unet:step:level0"),
     "rms_norm_llama": ("4096x4096", "llama3-8b:decode:hidden"),
     "rms_norm_gemma": ("4096x4096",),
     "rms_norm_backward": (

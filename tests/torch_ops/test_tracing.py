@@ -42,6 +42,7 @@ WITHOUT: set[str] = {
     "attention_varlen",
     "causal_attention_varlen",
     "experts",
+    "group_norm",
     "merge_attention",
     "mla_decode",
     "mla_decode_paged",
