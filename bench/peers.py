@@ -236,8 +236,8 @@ def _record(work: PeerWork, lnc: int) -> dict[str, Any]:
     findings: list[str] = []
     module = _imported(peer, work.checkout)
     kernel, _ = peer.call(module, axes, lnc)
-    run = launch_judged(
-        kernel, lambda: peer.call(module, axes, lnc)[1], work.target, lnc, findings.append
+    (run,) = launch_judged(
+        kernel, lambda: [peer.call(module, axes, lnc)[1]], work.target, lnc, findings.append
     )
     timelines = {window: run.time(window=window) for window in WINDOWS}
     window = min(timelines, key=lambda w: timelines[w].total_ns)

@@ -16,6 +16,7 @@ from nki_kernels.machine.dtypes import Array
 from nki_kernels.machine.errors import NkiKernelsError
 from nki_kernels.machine.launch import Launch, jit, launch
 from nki_kernels.machine.options import CHECKS, NkiWarning, Options, only
+from nki_kernels.machine.ranks import launch_ranks
 from nki_kernels.machine.tensor import NkiTensor
 
 ALIAS = ".must_alias_input"
@@ -40,9 +41,11 @@ class Orchestrator:
         self.limit = limit
         self.target = target
         self.record: dict[str, Any] = {"stage": "inputs"}
+        #: AWS's mode of a run; some tests look whether it is one on hardware.
+        self.trace_mode: Any = None
 
     def execute(self, kernel_args: Any) -> None:
-        """Launch ``kernel_args.kernel_func`` and compare what it returns.
+        """Launch ``kernel_args.kernel_func``, on as many ranks as asked for, and compare.
 
         Raises:
             TooLarge: more bytes of inputs and outputs than the limit.
@@ -51,26 +54,32 @@ class Orchestrator:
         compiler = kernel_args.compiler_input
         target = self.target or compiler.platform_target.get_compile_target()
         self.record |= {"lnc": compiler.logical_nc_config, "target": target}
-        given = kernel_args.kernel_input
-        if not isinstance(given, dict):
-            given = {} if given is None else given.for_rank(0)
+        inference = getattr(kernel_args, "inference_args", None)
+        ranks = range(getattr(inference, "collective_ranks", 1))
+        given = [_of_rank(kernel_args.kernel_input, rank) for rank in ranks]
         outputs = self._expected_outputs(kernel_args.validation_args)
-        size = sum(a.nbytes for a in _arrays([list(given.values()), list(outputs.values())]))
+        everything = [list(g.values()) for g in given] + len(ranks) * [list(outputs.values())]
+        size = sum(a.nbytes for a in _arrays(everything))
         self.record["bytes"] = size
         if size > self.limit:
             raise TooLarge(f"{size / 2**20:.0f} MiB of inputs and outputs")
         self.record["stage"] = "launch"
-        done = self._launch(kernel_args.kernel_func, given, target, compiler.logical_nc_config)
-        self.record |= {"stage": "compare", "instructions": len(done.trace.events)}
-        results = [r for r in _flat(done.result) if isinstance(r, np.ndarray)]
-        self._compare(results, kernel_args.validation_args)
-        self.record["stage"] = "done"
+        runs = self._launch(kernel_args.kernel_func, given, target, compiler.logical_nc_config)
+        instructions = sum(len(run.trace.events) for run in runs)
+        self.record |= {"stage": "compare", "instructions": instructions}
+        for rank, run in zip(ranks, runs, strict=True):
+            results = [r for r in _flat(run.result) if isinstance(r, np.ndarray)]
+            self._compare(results, kernel_args.validation_args, rank)
+        if self.record["stage"] == "compare":
+            self.record["stage"] = "done"
 
-    def _launch(self, kernel: Any, given: dict[str, Any], target: str, lnc: int) -> Launch:
+    def _launch(
+        self, kernel: Any, given: list[dict[str, Any]], target: str, lnc: int
+    ) -> list[Launch]:
         """Launch; where the test expects an error, the checks' first one is it."""
         harness = sys.modules.get("test.utils.ranged_test_harness")
         if harness is not None and harness.is_in_negative_test_context():
-            return launch(jit(kernel)[lnc], (), _arguments(given), target=target)
+            return _launched(jit(kernel)[lnc], _arguments(given), target)
 
         def found(finding: str) -> None:
             self.record["finding"] = finding
@@ -90,13 +99,13 @@ class Orchestrator:
             return dict(golden.for_rank(0))
         return {k: v.output_ndarray for k, v in (golden or {}).items()}
 
-    def _compare(self, results: list[Array], validation: Any) -> None:
+    def _compare(self, results: list[Array], validation: Any, rank: int) -> None:
         golden: Any = None if validation is None else validation.golden_output
         names = list(getattr(golden, "output_ndarray", None) or ())
         if hasattr(golden, "golden"):
             golden = golden.golden
         elif hasattr(golden, "for_rank"):
-            golden = golden.for_rank(0)
+            golden = golden.for_rank(rank)
         if golden is None:
             self.record["stage"] = "no reference"
             return
@@ -114,9 +123,10 @@ class Orchestrator:
             )  # fmt: skip
             worst, norm = max(worst, found.worst), max(norm, found.norm)
             problems += [found.problem] if found.problem else []
-        self.record |= {"worst": worst, "norm": norm}
+        self.record["worst"] = max(worst, self.record.get("worst", 0.0))
+        self.record["norm"] = max(norm, self.record.get("norm", 0.0))
         if problems:
-            raise Mismatch("; ".join(problems))
+            raise Mismatch(f"rank {rank}: " * (rank > 0) + "; ".join(problems))
 
 
 def _named(results: list[Array], names: list[str], golden: dict[str, Any]) -> dict[str, Array]:
@@ -134,11 +144,11 @@ def _named(results: list[Array], names: list[str], golden: dict[str, Any]) -> di
 
 def launch_judged(
     kernel: Any,
-    arguments: Callable[[], dict[str, Any]],
+    arguments: Callable[[], list[dict[str, Any]]],
     target: str,
     lnc: int,
     found: Callable[[str], None],
-) -> Launch:
+) -> list[Launch]:
     """Launch with every check on; after a finding, once more with the checks as warnings.
 
     What the checks find in AWS's kernels is for a reader to judge; whether the values are right is
@@ -146,18 +156,37 @@ def launch_judged(
 
     Args:
         kernel: the kernel, jitted or not.
-        arguments: makes its arguments, by name; called for each launch, as a kernel may write them.
+        arguments: makes its arguments by name, a mapping per rank; called for each launch, as a
+            kernel may write them.
         target: hardware generation.
         lnc: cores.
         found: told what the checks say, if they say something.
+
+    Returns:
+        The launch of each rank.
     """
     bracketed = jit(kernel)[lnc]  # with its bracket, the grid that nl.program_ndim() reports
     try:
-        return launch(bracketed, (), arguments(), target=target)
+        return _launched(bracketed, arguments(), target)
     except NkiKernelsError as error:
         found(f"{type(error).__name__}: {error}")
     with _lenient() as options:
-        return launch(bracketed, (), arguments(), target=target, options=options)
+        return _launched(bracketed, arguments(), target, options)
+
+
+def _launched(
+    kernel: Any, given: list[dict[str, Any]], target: str, options: Options | None = None
+) -> list[Launch]:
+    if len(given) > 1:
+        return launch_ranks(kernel, len(given) * [()], given, target=target, options=options)
+    return [launch(kernel, (), given[0], target=target, options=options)]
+
+
+def _of_rank(given: Any, rank: int) -> dict[str, Any]:
+    """What a kernel is given on a rank: the same everywhere, unless the test makes it by rank."""
+    if hasattr(given, "for_rank"):
+        given = given.for_rank(rank)
+    return {} if given is None else dict(given)
 
 
 @contextlib.contextmanager
@@ -176,9 +205,9 @@ def _lenient() -> Iterator[Options]:
         NkiTensor.__bool__ = kept  # type: ignore[method-assign]
 
 
-def _arguments(given: dict[str, Any]) -> dict[str, Any]:
+def _arguments(given: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Copies: a kernel may write its inputs, and the reference is computed from them later."""
-    return {name.removesuffix(ALIAS): _copied(value) for name, value in given.items()}
+    return [{n.removesuffix(ALIAS): _copied(v) for n, v in named.items()} for named in given]
 
 
 def _copied(value: Any) -> Any:

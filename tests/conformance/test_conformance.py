@@ -103,6 +103,32 @@ def test_refused(test_manager):
     with refuses():
         test_manager.execute(case(np.zeros((16, 4), np.float32), None)[0])
 """
+RANKS = """
+from test.integration.nkilib.core.cumsum.test_cumsum import Case, X, nki, nisa, nl, np, pytest
+import nki.collectives as ncc
+
+@nki.jit
+def total(x, group):
+    src, dst, out = (nl.ndarray(x.shape, dtype=x.dtype, buffer=nl.shared_hbm) for _ in range(3))
+    nisa.dma_copy(dst=src, src=x)
+    ncc.all_reduce(dsts=[dst], srcs=[src], op=nl.add, replica_group=group)
+    nisa.dma_copy(dst=out, src=dst)
+    return out
+
+class PerRank:
+    def __init__(self, make):
+        self.for_rank = make
+
+@pytest.mark.parametrize("wrong", [0, 1])
+def test_sum(test_manager, wrong):
+    assert test_manager.trace_mode is None
+    group = ncc.ReplicaGroup([[0, 1, 2]])
+    case = Case(total, PerRank(lambda rank: {"x": X + rank, "group": group}), {})
+    case.inference_args = type("Inference", (), {"collective_ranks": 3})
+    want = PerRank(lambda rank: {"y": 3 * X + 3 + wrong * (rank == 2)})
+    case.validation_args.golden_output = want
+    test_manager.execute(case)
+"""
 FAULTY = """
 from test.integration.nkilib.core.cumsum.test_cumsum import *
 
@@ -148,6 +174,7 @@ def library(tmp_path_factory):
         "test/integration/nkilib/core/faulty/test_faulty.py": FAULTY,
         "test/integration/nkilib/core/partial/test_partial.py": PARTIAL,
         "test/integration/nkilib/core/left/test_out.py": LEFT_OUT,
+        "test/integration/nkilib/core/ranks/test_ranks.py": RANKS,
         "test/integration/nkilib/core/faulty/test_broken.py": "import nothing\ndef test_x(): ...",
         "test/integration/nkilib/core/faulty/test_other.py":
             "from test.integration.nkilib.core.cumsum.test_cumsum import Platforms, pytest\n"
@@ -205,6 +232,14 @@ def test_outputs_are_compared_by_name(library):
     assert done.returncode == 0, done.stdout + done.stderr
     (entry,) = json.loads(done.stdout)["entries"]
     assert entry["matches"] == {"1": 1}
+
+
+def test_every_rank_has_its_inputs_and_its_reference(library):
+    done = conformance(library, "--only", "ranks", "--json", "--rows", "0")
+    (entry,) = json.loads(done.stdout)["entries"]
+    assert (entry["runs"], entry["matches"]) == ({"1": 2}, {"1": 1})
+    (why,) = entry["why_not"]
+    assert why.startswith("compare: Mismatch: rank 2: y: error ")
 
 
 def test_an_entry_of_which_nothing_ran_says_why(library):
