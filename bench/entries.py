@@ -82,13 +82,6 @@ def decode_inputs(shapes: Shapes, dtype: str, seed: int, *, quantized: bool = Fa
     return (*normal_inputs((q,), dtype, seed), *cache, *order, full, extra, *factors)
 
 
-def varlen_inputs(shapes: Shapes, dtype: str, seed: int) -> Arrays:
-    """Return queries, keys, values, and the boundaries of sequences of equal length."""
-    *tensors, (count,) = shapes
-    cuts = np.linspace(0, tensors[0][2], count).astype(np.int32)
-    return (*normal_inputs(tensors, dtype, seed), cuts)
-
-
 def merge_inputs(shapes: Shapes, dtype: str, seed: int) -> Arrays:
     """Return two outputs and their logarithms, which are float32."""
     a, b = normal_inputs(shapes[::2], dtype, seed)
@@ -102,6 +95,13 @@ def mla_inputs(shapes: Shapes, dtype: str, seed: int) -> Arrays:
     one = (cache[0], 1, *cache[1:])
     found = decode_inputs((q, one, one, *tables, lengths, (1,)), dtype, seed)
     return (found[0], found[1][:, 0], *found[3:-1])
+
+
+def varlen_inputs(shapes: Shapes, dtype: str, seed: int) -> Arrays:
+    """Return queries, keys, values, and the boundaries of sequences of equal length."""
+    *tensors, (count,) = shapes
+    cuts = np.linspace(0, tensors[0][2], count).astype(np.int32)
+    return (*normal_inputs(tensors, dtype, seed), cuts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +158,12 @@ ENTRIES: Mapping[str, Entry] = {
     "gated_mlp_kn": Entry(
         OPERATORS["gated_mlp_kn"], partial(reference.mlp.gated_mlp, transposed=False)
     ),
-    "gated_mlp_backward": Entry(OPERATORS["gated_mlp_backward"], reference.mlp.gated_mlp_backward),
+    **{
+        "gated_mlp_backward" + form: Entry(
+            OPERATORS["gated_mlp_backward" + form], reference.mlp.gated_mlp_backward
+        )
+        for form in ("", "_kept")
+    },
     "linear_backward": Entry(OPERATORS["linear_backward"], reference.matmul.linear_backward),
     **{
         "norm_linear" + form: Entry(

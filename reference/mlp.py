@@ -76,6 +76,8 @@ def gated_mlp_backward(
     gate: npt.NDArray[Any],
     up: npt.NDArray[Any],
     down: npt.NDArray[Any],
+    x_gate: npt.NDArray[Any] | None = None,
+    x_up: npt.NDArray[Any] | None = None,
     *,
     activation: str = "silu",
 ) -> tuple[Reference, Reference, Reference, Reference]:
@@ -93,6 +95,8 @@ def gated_mlp_backward(
         gate: [I, H].
         up: likewise.
         down: [H, I].
+        x_gate: [T, I], a where it is given instead, without an error of its own, or None.
+        x_up: likewise, b.
         activation: "relu", "silu", "gelu" or "gelu_tanh".
 
     Returns:
@@ -100,9 +104,18 @@ def gated_mlp_backward(
     """
     chain = min(x.shape[1], _TILE) + math.ceil(x.shape[1] / _TILE) + _FEATURE_ROUNDINGS
     unit = chain * _FLOAT32_UNIT
-    a, b = (matmul(x, weight, transpose_b=True) for weight in (gate, up))
+    a, b = (
+        matmul(x, weight, transpose_b=True)
+        if kept is None
+        else Reference(np.asarray(kept, np.float64), np.zeros(kept.shape))
+        for weight, kept in ((gate, x_gate), (up, x_up))
+    )
     e = matmul(dy, down)
-    active = (activate(a.value, activation), unit * MAX_SLOPE * a.magnitude)
+    few = _FEATURE_ROUNDINGS * _FLOAT32_UNIT
+    active = (
+        activate(a.value, activation),
+        unit * MAX_SLOPE * a.magnitude + few * np.abs(a.value),
+    )
     bend = (slope(a.value, activation), _slope_error(a.value, unit * a.magnitude, activation))
     up_sum, down_sum = ((sums.value, unit * sums.magnitude) for sums in (b, e))
     h = _feature((active, up_sum), x.dtype)

@@ -21,7 +21,7 @@ from nki_kernels.operators.matmul_fp8 import MATMUL_FP8, MATMUL_FP8_NT
 from nki_kernels.operators.merge import MERGE_ATTENTION
 from nki_kernels.operators.mla import MLA_DECODES
 from nki_kernels.operators.mlp import GATED_MLP, GATED_MLP_KN
-from nki_kernels.operators.mlp_backward import GATED_MLP_BACKWARD
+from nki_kernels.operators.mlp_backward import MLP_BACKWARDS
 from nki_kernels.operators.norm import LAYER_NORM, RMS_NORM
 from nki_kernels.operators.norm_backward import LAYER_NORM_BACKWARD, RMS_NORM_BACKWARD
 from nki_kernels.operators.norm_variants import NORM_VARIANTS
@@ -41,7 +41,7 @@ OPERATORS: dict[str, Operator] = {
         LINEAR_BACKWARD,
         GATED_MLP,
         GATED_MLP_KN,
-        GATED_MLP_BACKWARD,
+        *MLP_BACKWARDS.values(),
         *NORM_LINEARS.values(),
         *QKV_PROJECTIONS.values(),
         RMS_NORM,

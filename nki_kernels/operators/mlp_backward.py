@@ -19,7 +19,7 @@ from nki_kernels.operators.contract import Axes, Operand, Operator, Options
 from nki_kernels.operators.linear import EPILOGUE_ROUNDINGS
 from nki_kernels.operators.mlp import activation_problems
 
-__all__ = ["GATED_MLP_BACKWARD", "GatedMlpBackwardConfig", "gated_mlp_backward"]
+__all__ = ["MLP_BACKWARDS", "GatedMlpBackwardConfig", "gated_mlp_backward"]
 
 #: Slices run tile by tile at the end of a wave: an eviction takes two passes of Vector, 1.3 us.
 _TAIL = 8
@@ -113,38 +113,47 @@ def _reduced(axes: Axes, config: GatedMlpBackwardConfig, spec: CoreSpec) -> dict
 def _arguments(
     inputs: Sequence[Any], options: Options, config: GatedMlpBackwardConfig
 ) -> tuple[Any, ...]:
+    operands = (*inputs, None, None)[:7]
     out_dtype = str(as_dtype(options.get("out_dtype") or inputs[0].dtype))
-    return *inputs, options.get("activation", "silu"), out_dtype, config
+    return *operands, options.get("activation", "silu"), out_dtype, config
 
 
-GATED_MLP_BACKWARD = Operator(
-    name="gated_mlp_backward",
-    summary="gradients of y = (activation(x·gateᵀ) * (x·upᵀ))·downᵀ",
-    inputs=(
-        Operand("dy", ("T", "H")),
-        Operand("x", ("T", "H")),
-        Operand("gate", ("I", "H")),
-        Operand("up", ("I", "H")),
-        Operand("down", ("H", "I")),
-    ),
-    outputs=(
-        Operand("dx", ("T", "H")),
-        Operand("dgate", ("I", "H")),
-        Operand("dup", ("I", "H")),
-        Operand("ddown", ("H", "I")),
-    ),
-    axis_order=("T", "H", "I"),
-    dtypes=("bfloat16", "float16", "float32"),
-    flops=_flops,
-    roundings=1,
-    chain=_chain,
-    configure=_configure,
-    reduced=_reduced,
-    kernel=gated_mlp_backward_kernel,
-    arguments=_arguments,
-    option_problems=activation_problems,
-    config_problems=_config_problems,
-)
+def _operator(kept: bool) -> Operator:
+    saved = (Operand("x_gate", ("T", "I")), Operand("x_up", ("T", "I")))
+    formula = "gradients of y = (activation(x·gateᵀ) * (x·upᵀ))·downᵀ"
+    return Operator(
+        name="gated_mlp_backward_kept" if kept else "gated_mlp_backward",
+        summary=formula + (", from x_gate = x·gateᵀ and x_up = x·upᵀ" if kept else ""),
+        inputs=(
+            Operand("dy", ("T", "H")),
+            Operand("x", ("T", "H")),
+            Operand("gate", ("I", "H")),
+            Operand("up", ("I", "H")),
+            Operand("down", ("H", "I")),
+            *(saved if kept else ()),
+        ),
+        outputs=(
+            Operand("dx", ("T", "H")),
+            Operand("dgate", ("I", "H")),
+            Operand("dup", ("I", "H")),
+            Operand("ddown", ("H", "I")),
+        ),
+        axis_order=("T", "H", "I"),
+        dtypes=("bfloat16", "float16", "float32"),
+        flops=_flops,
+        roundings=1,
+        chain=_chain,
+        configure=_configure,
+        reduced=_reduced,
+        kernel=gated_mlp_backward_kernel,
+        arguments=_arguments,
+        option_problems=activation_problems,
+        config_problems=_config_problems,
+    )
+
+
+#: By whether the caller kept x·gateᵀ and x·upᵀ.
+MLP_BACKWARDS: dict[bool, Operator] = {kept: _operator(kept) for kept in (False, True)}
 
 
 def gated_mlp_backward(
@@ -153,6 +162,8 @@ def gated_mlp_backward(
     gate: npt.NDArray[Any],
     up: npt.NDArray[Any],
     down: npt.NDArray[Any],
+    x_gate: npt.NDArray[Any] | None = None,
+    x_up: npt.NDArray[Any] | None = None,
     *,
     activation: str = "silu",
     out_dtype: Any = None,
@@ -165,7 +176,8 @@ def gated_mlp_backward(
     h = f(a) * b, da = e * b * f'(a), db = e * f(a), each rounded once, to the dtype of `x`;
     dx = da·gate + db·up;  dgate = daᵀ·x;  dup = dbᵀ·x;  ddown = dyᵀ·h
 
-    a and b are formed again from x, so nothing of the forward pass need be kept. Sums are float32.
+    a and b are formed again from x, unless the caller kept them: then two products of eight are
+    spared. Sums are float32.
 
     Dimensions:
         T: tokens, >= 1        H: width, >= 1        I: hidden features, >= 1
@@ -176,6 +188,8 @@ def gated_mlp_backward(
         gate: [I, H], likewise, as `torch.nn.Linear` stores it.
         up: likewise.
         down: [H, I], likewise.
+        x_gate: [T, I], likewise, a as the forward pass had it, or None.
+        x_up: [T, I], likewise, b; both or none.
         activation: "silu", "gelu" (exact), "gelu_tanh" or "relu", whose slope at 0 is 0.
         out_dtype: dtype of the results, one of the same three; None means the dtype of `x`.
         config: tuning of the kernel; None lets the operator choose. It never changes the result.
@@ -186,7 +200,7 @@ def gated_mlp_backward(
 
     Raises:
         ShapeError: sizes that differ, a wrong rank, a zero size, a strided array.
-        DtypeError: a dtype that is not supported, or different ones.
+        DtypeError: a dtype that is not supported, or different ones; one of x_gate and x_up alone.
         OptionError: an unknown activation.
         ConfigError: a `config` that cannot run on the target or with the dtype.
 
@@ -200,7 +214,8 @@ def gated_mlp_backward(
         [12.0, 3.0, 2.0, 6.0]
     """
     options = {"activation": activation, "out_dtype": out_dtype}
-    inputs = (dy, x, gate, up, down)
-    run = GATED_MLP_BACKWARD.launch(inputs, options, config=config, target=target)
+    kept = x_gate is not None or x_up is not None
+    inputs = (dy, x, gate, up, down, *((x_gate, x_up) if kept else ()))
+    run = MLP_BACKWARDS[kept].launch(inputs, options, config=config, target=target)
     dx, dgate, dup, ddown = run.result
     return dx, dgate, dup, ddown

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from nki_kernels import ops
 from nki_kernels.hardware import spec_for
-from nki_kernels.machine.errors import ConfigError, OptionError, ShapeError
+from nki_kernels.machine.errors import ConfigError, DtypeError, OptionError, ShapeError
 from nki_kernels.machine.tensor import Abstract
 from nki_kernels.machine.trace import DmaWork, PeWork
 from nki_kernels.operators import OPERATORS
@@ -24,7 +24,7 @@ from tests.operators.test_matmul import DTYPES
 from tests.strategies.matrices import extents, normal, seeds, small_integers
 from tests.tolerance import assert_close
 
-OP = OPERATORS["gated_mlp_backward"]
+OP, KEPT = OPERATORS["gated_mlp_backward"], OPERATORS["gated_mlp_backward_kept"]
 KERNEL = importlib.import_module("nki_kernels.kernels.mlp.gated_backward")
 TOY, TRN2 = spec_for("toy"), spec_for("trn2")
 
@@ -35,13 +35,14 @@ toy_sizes = {
 }
 
 
-def operands(t, h, i, dtype, seed=0, make=normal):
-    shapes = OP.input_shapes({"T": t, "H": h, "I": i})
+def operands(t, h, i, dtype, seed=0, make=normal, kept=False):
+    """Return dy, x, gate, up and down; with `kept` also a and b."""
+    shapes = (KEPT if kept else OP).input_shapes({"T": t, "H": h, "I": i})
     return tuple(make(seed + at, shape, DTYPES[dtype]) for at, shape in enumerate(shapes))
 
 
 def compare(got, inputs, target, case, **options):
-    axes = OP.axes(*(x.shape for x in inputs))
+    axes = OP.axes(*(x.shape for x in inputs[:5]))
     keywords = {"op": OP.name, "roundings": 1, "chain": OP.chain(axes, spec_for(target))}
     names = ("dx", "dgate", "dup", "ddown")
     for name, array, ref in zip(names, got, reference(*inputs, **options), strict=True):
@@ -60,18 +61,20 @@ def test_named_cases_match_the_reference():
     dtype=st.sampled_from(list(DTYPES)),
     seed=seeds(),
     activation=st.sampled_from(ACTIVATIONS),
+    kept=st.booleans(),
     **toy_sizes,
 )
-def test_any_shape_matches_the_reference(t, h, i, dtype, seed, activation):
-    inputs = operands(t, h, i, dtype, seed)
+def test_any_shape_matches_the_reference(t, h, i, dtype, seed, activation, kept):
+    inputs = operands(t, h, i, dtype, seed, kept=kept)
     got = ops.gated_mlp_backward(*inputs, activation=activation, target="toy")
     compare(got, inputs, "toy", f"{t}x{h}x{i} {activation}", activation=activation)
 
 
 @pytest.mark.parametrize("target", ["trn1", "trn2", "trn3"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_every_generation_matches_the_reference(target, dtype):
-    inputs = operands(131, 140, 517, dtype)
+@pytest.mark.parametrize("kept", [False, True])
+def test_every_generation_matches_the_reference(target, dtype, kept):
+    inputs = operands(131, 140, 517, dtype, kept=kept)
     compare(ops.gated_mlp_backward(*inputs, target=target), inputs, target, "ragged")
 
 
@@ -115,8 +118,10 @@ CONFIGS = [
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_no_config_changes_a_result(dtype):
-    inputs = operands(21, 40, 70, dtype, 4, lambda *where: small_integers(*where, most=1))
+@pytest.mark.parametrize("kept", [False, True])
+def test_no_config_changes_a_result(dtype, kept):
+    make = lambda *where: small_integers(*where, most=1)  # noqa: E731
+    inputs = operands(21, 40, 70, dtype, 4, make, kept)
     want = ops.gated_mlp_backward(*inputs, activation="relu", target="toy")
     for config in CONFIGS:
         assert OP.config_problems(config, dtype, TOY) == ()
@@ -155,6 +160,8 @@ def test_wrong_calls_say_why():
         ops.gated_mlp_backward(*inputs, activation="swish", target="toy")
     with pytest.raises(ShapeError, match=r"I is 4 in gate \[I, H\] = \[4, 3\] but 3 in up"):
         ops.gated_mlp_backward(*inputs[:3], inputs[3][:3], inputs[4], target="toy")
+    with pytest.raises(DtypeError, match="x_up is a NoneType; a NumPy array is needed"):
+        ops.gated_mlp_backward(*inputs[:5], np.ones((2, 4), np.float32), target="toy")
 
 
 def test_a_special_value_reaches_its_token_and_all_weights():
@@ -222,10 +229,30 @@ def test_work_instructions_and_bytes_are_exactly_the_formula(activation, hold):
     assert stored == 2 * (t * h + 3 * h * i + 3 * t * i) + 4 * t * h
 
 
+def test_what_was_kept_spares_its_products():
+    t, h, i = 40, 36, 3 * TOY.moving_fmax + 5
+    config = OP.configure({"T": t, "H": h, "I": i}, "bfloat16", TOY)
+    waves = dataclasses.replace(config.hidden, wave_m=2, wave_n=2, hold_a=True)
+    config = dataclasses.replace(config, hidden=waves)
+    counts = []
+    for kept in (False, True):
+        inputs = operands(t, h, i, "bfloat16", kept=kept)
+        op = KEPT if kept else OP
+        trace = op.launch(inputs, {}, config=config, target="toy").trace
+        counts.append(Counter(e.opcode for e in trace))
+    rows, tiles, slices, blocks, walks = 5, 5 * 4, -(-h // TOY.partitions), 3, 2
+    spared = Counter(nc_matmul=2 * tiles * slices, tensor_copy=tiles)
+    # gate and up, and x once a block of rows.
+    spared["dma_transpose"] = (2 * walks + 1) * blocks * slices
+    counts[1]["dma_copy"] -= 2 * rows * walks
+    assert counts[0] - counts[1] == spared
+    assert not counts[1] - counts[0]
+
+
 def test_values_change_no_event():
-    inputs = operands(21, 37, 40, "bfloat16")
+    inputs = operands(21, 37, 40, "bfloat16", kept=True)
     shapes = [Abstract(x.shape, "bfloat16") for x in inputs]
-    first, second = (OP.launch(i, {}, target="toy").trace for i in (inputs, shapes))
+    first, second = (KEPT.launch(i, {}, target="toy").trace for i in (inputs, shapes))
     assert [(e.opcode, e.work) for e in first] == [(e.opcode, e.work) for e in second]
 
 

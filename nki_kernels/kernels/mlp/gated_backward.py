@@ -9,8 +9,8 @@ First the three products of a wave of features, one after the other in the same 
 as float32 and Scalar takes f and f' of it, wave by wave, while PE forms b; b turns into h and
 b * f'(a), e into da and db, on Vector. h, da and db go to HBM once, rounded to the dtype of x. Then
 five products of the matmul kernel; the second half of dx adds the first, float32, on its way out.
-PE limits: eight products of 2 T H I operations, of which a and b, formed again, are two. Saved
-activations would spare them for 4 T I bytes of loads.
+PE limits: eight products of 2 T H I operations, of which a and b, formed again, are two. Where the
+caller kept a and b, six are left, and a wave loads its part of them instead.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class GatedMlpBackwardConfig(nl.NKIObject):
 
 
 @nki.jit
-def gated_mlp_backward(dy, x, gate, up, down, activation, out_dtype, config):
+def gated_mlp_backward(dy, x, gate, up, down, x_gate, x_up, activation, out_dtype, config):
     """Gradients of a gated MLP, accumulated in float32, each rounded once.
 
     Dimensions:
@@ -63,6 +63,8 @@ def gated_mlp_backward(dy, x, gate, up, down, activation, out_dtype, config):
         gate: [I, H] HBM, dtype of dy.
         up: as gate.
         down: [H, I] HBM, dtype of dy.
+        x_gate: [T, I] HBM, dtype of dy, a as the forward pass had it, or None: form it again.
+        x_up: likewise, b; both or none.
         activation: "silu", "gelu", "gelu_tanh" or "relu".
         out_dtype: dtype of the results.
         config: GatedMlpBackwardConfig.
@@ -78,6 +80,8 @@ def gated_mlp_backward(dy, x, gate, up, down, activation, out_dtype, config):
         hidden[name] = nl.ndarray(shape, dtype=x.dtype, buffer=nl.private_hbm)
     operands = {"x": x, "dy": dy, "gate": gate, "up": up, "down": down}
     by_token = {name: (whole, 0) for name, whole in {**hidden, "x": x, "dy": dy}.items()}
+    for name, saved in (("x_gate", x_gate), ("x_up", x_up)):
+        by_token[name] = None if saved is None else (saved, 0)
 
     def work(parts):
         _hidden(parts, {**operands, **parts}, activation, config.hidden)
@@ -104,7 +108,8 @@ def _multiply(c, a, b, residual, layout, config):
 def _hidden(hidden, operands, activation, config):
     """Store h, da and db [T, I] in HBM."""
     rows, size = operands["x"].shape
-    steps = _steps(rows, operands["gate"].shape[0], size, config)
+    phases = ("gate", "up", "down") if operands["x_gate"] is None else ("down",)
+    steps = _steps(rows, operands["gate"].shape[0], size, phases, config)
     loaded = []
     held = {}
     accumulators = []
@@ -117,6 +122,12 @@ def _hidden(hidden, operands, activation, config):
         if step["first"]:
             pending = []
             accumulators = wave_accumulators(step)
+            if "features" in slices:
+                features = slices["features"]
+                _activate(features, activation)
+                for number in range(len(accumulators)):
+                    tile, feature = accumulators[number], features[number]
+                    _take_up(hidden, step, tile, feature["b"], feature, config)
         # PE transposes run one step ahead, or PE would wait for their eviction.
         for ahead in loaded[at : at + 2]:
             ready_slice(ahead["a"])
@@ -143,13 +154,13 @@ def _hidden(hidden, operands, activation, config):
         loaded[at] = None
 
 
-def _steps(rows, columns, size, config):
+def _steps(rows, columns, size, phases, config):
     """One entry per wave, product and contraction slice, in the order of execution."""
     slices = spans(size, nl.tile_size.pmax)
     steps = []
     for m in spans(rows, config.wave_m * nl.tile_size.gemm_stationary_fmax):
         for n in spans(columns, config.wave_n * nl.tile_size.gemm_moving_fmax):
-            for phase in ("gate", "up", "down"):
+            for phase in phases:
                 for index in range(len(slices)):
                     steps.append(
                         {
@@ -176,7 +187,26 @@ def _load(operands, step, held, config):
     key = (name, step["index"])
     if step["new_a"]:
         held[key] = load_slice(operands[name], k, step["m"], True, config)
-    return {"a": held[key], "b": b}
+    found = {"a": held[key], "b": b}
+    if step["first"] and operands["x_gate"] is not None:
+        found["features"] = _load_features(operands, step, config)
+    return found
+
+
+def _load_features(operands, step, config):
+    """Load what the forward pass kept of a wave: {"a", "b"} per accumulator."""
+    (m_start, m_stop), (n_start, n_stop) = step["m"], step["n"]
+    features = []
+    for top, bottom in spans(m_stop - m_start, nl.tile_size.gemm_stationary_fmax):
+        row = {}
+        for name, source in (("a", operands["x_gate"]), ("b", operands["x_up"])):
+            shape = (bottom - top, n_stop - n_start)
+            row[name] = nl.ndarray(shape, dtype=source.dtype, buffer=nl.sbuf)
+            part = source[m_start + top : m_start + bottom, n_start:n_stop]
+            nisa.dma_copy(dst=row[name], src=part, dge_mode=mode_of(config))
+        for left, right in spans(n_stop - n_start, nl.tile_size.gemm_moving_fmax):
+            features.append({name: row[name][:, left:right] for name in row})
+    return features
 
 
 def _evict_gate(psum, number, config):
@@ -199,22 +229,25 @@ def _activate(features, activation):
 
 def _evict(hidden, step, tile, feature, config):
     """Store what a sum b = x·upᵀ or e = dy·down gives."""
-    psum = tile["psum"]
     if step["phase"] == "up":
-        _store(hidden["h"], step, tile, feature["f"], config)
-        weighted = nl.ndarray(psum.shape, dtype=nl.float32, buffer=nl.sbuf)
-        nisa.tensor_tensor(dst=weighted, data1=feature["slope"], data2=psum, op=nl.multiply)
-        feature["weighted"] = weighted
+        _take_up(hidden, step, tile, tile["psum"], feature, config)
     else:
-        _store(hidden["db"], step, tile, feature["f"], config)
-        _store(hidden["da"], step, tile, feature["weighted"], config)
+        _store(hidden["db"], step, tile, feature["f"], tile["psum"], config)
+        _store(hidden["da"], step, tile, feature["weighted"], tile["psum"], config)
 
 
-def _store(target, step, tile, factor, config):
-    """target = factor * sum, rounded."""
+def _take_up(hidden, step, tile, b, feature, config):
+    """Store h = f(a) * b, and keep b * f'(a) for da."""
+    _store(hidden["h"], step, tile, feature["f"], b, config)
+    feature["weighted"] = nl.ndarray(b.shape, dtype=nl.float32, buffer=nl.sbuf)
+    nisa.tensor_tensor(dst=feature["weighted"], data1=feature["slope"], data2=b, op=nl.multiply)
+
+
+def _store(target, step, tile, factor, data, config):
+    """target = factor * data, rounded, at the place of a tile."""
     (m_from, m_to), (n_from, n_to) = tile["m"], tile["n"]
-    rounded = nl.ndarray(tile["psum"].shape, dtype=target.dtype, buffer=nl.sbuf)
-    nisa.tensor_tensor(dst=rounded, data1=factor, data2=tile["psum"], op=nl.multiply)
+    rounded = nl.ndarray(data.shape, dtype=target.dtype, buffer=nl.sbuf)
+    nisa.tensor_tensor(dst=rounded, data1=factor, data2=data, op=nl.multiply)
     m, n = step["m"][0], step["n"][0]
     place = target[m + m_from : m + m_to, n + n_from : n + n_to]
     nisa.dma_copy(dst=place, src=rounded, dge_mode=mode_of(config))

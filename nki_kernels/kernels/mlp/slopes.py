@@ -13,7 +13,7 @@ CUBIC = LINEAR * 0.044715
 
 
 def slope(name, z):
-    """Return the derivative of activation `name` at z, both float32 in SBUF.
+    """Return the derivative, float32, of activation `name` at z in SBUF.
 
     Scalar has those of silu and gelu, each in a table of its own: callers take all tiles of a wave
     before another function. That of gelu_tanh takes seven passes of Vector and three of Scalar.
