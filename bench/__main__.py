@@ -190,7 +190,9 @@ def _add_judgements(commands: argparse._SubParsersAction[argparse.ArgumentParser
     band.set_defaults(command=_sensitivity)
 
     golden = commands.add_parser("goldens", help="modelled times against those checked in")
-    golden.add_argument("--write", action="store_true", help="check in the times of now")
+    golden.add_argument(
+        "--write", metavar="REASON", help="check in the times of now, and why they change"
+    )
     golden.set_defaults(command=_goldens)
 
     validation = commands.add_parser("validate", help="the timing model against hardware")
@@ -356,9 +358,9 @@ def _sensitivity(arguments: argparse.Namespace) -> int:
 
 def _goldens(arguments: argparse.Namespace) -> int:
     found = dict(figures())
-    if arguments.write:
-        write(found)
-        print(f"{len(found)} modelled times written; give the reason in the commit")
+    if arguments.write is not None:
+        write(found, arguments.write)
+        print(f"{len(found)} modelled times written, with their reason")
         return 0
     lines = differences(found, read())
     print("\n".join(lines) or f"{len(found)} modelled times are as checked in")

@@ -1,7 +1,7 @@
 """``python -m bench goldens``: the modelled times of our kernels, as checked in.
 
-A difference is a change of the model or of a kernel, and both need a reason: rerun with ``--write``
-and say it in the commit that contains the new file.
+A difference is a change of the model or of a kernel, and both need a reason: rerun with ``--write
+REASON``, which is kept in the file beside the times, and so in the commit that changes them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.entries import ENTRIES
-from bench.record import BenchError
+from bench.record import BenchError, write_text
 from nki_kernels.machine.timeline import MODEL_VERSION
 from nki_kernels.operators.contract import supports
 from nki_kernels.operators.shapes import DEFAULTS, parse
@@ -58,12 +58,16 @@ def read(path: Path = FILE) -> dict[str, Any]:
     return dict(content)
 
 
-def write(found: dict[str, dict[str, float | int]], path: Path = FILE) -> None:
-    """Replace the checked-in figures, whole or not at all."""
-    text = json.dumps({"model": MODEL_VERSION, "figures": found}, indent=1, sort_keys=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(text + "\n", encoding="utf-8")
-    partial.replace(path)
+def write(found: dict[str, dict[str, float | int]], reason: str, path: Path = FILE) -> None:
+    """Replace the checked-in figures, whole or not at all.
+
+    Raises:
+        BenchError: the reason says nothing.
+    """
+    if not reason.strip():
+        raise BenchError("--write: the reason is empty; say in a sentence why the times change")
+    content = {"model": MODEL_VERSION, "reason": reason.strip(), "figures": found}
+    write_text(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 
 def differences(found: dict[str, dict[str, float | int]], stored: dict[str, Any]) -> list[str]:

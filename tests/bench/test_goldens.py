@@ -19,8 +19,7 @@ def found():
 
 def test_every_modelled_time_is_as_checked_in(found):
     lines = goldens.differences(found, goldens.read())
-    # A change of the model or of a kernel: say why in the commit, after
-    # `python -m bench goldens --write`.
+    # A change of the model or of a kernel: `python -m bench goldens --write REASON`.
     assert not lines, "\n".join(lines)
 
 
@@ -51,9 +50,9 @@ def test_a_foreign_file_is_refused(tmp_path, content):
 
 def test_writing_and_reading_agree(tmp_path, found):
     path = tmp_path / "goldens.json"
-    goldens.write(found, path)
+    goldens.write(found, " a test\n", path)
     assert goldens.differences(found, goldens.read(path)) == []
-    assert json.loads(path.read_text(encoding="utf-8")) == goldens.read()
+    assert json.loads(path.read_text(encoding="utf-8")) == {**goldens.read(), "reason": "a test"}
     assert [p.name for p in tmp_path.iterdir()] == ["goldens.json"]
 
 
@@ -66,3 +65,15 @@ def test_the_command_fails_on_a_difference(found, monkeypatch, capsys):
     monkeypatch.setattr("bench.__main__.figures", lambda: iter(found.items()))
     assert main(["goldens"]) == 0
     assert "are as checked in" in capsys.readouterr().out
+
+
+def test_times_change_with_a_reason_only(found, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "goldens.json"
+    with pytest.raises(BenchError, match="the reason is empty; say in a sentence"):
+        goldens.write(found, "  ", path)
+    assert not path.exists()
+    monkeypatch.setattr("bench.__main__.figures", lambda: iter(found.items()))
+    with pytest.raises(SystemExit):
+        main(["goldens", "--write"])
+    assert "--write: expected one argument" in capsys.readouterr().err
+    assert goldens.read()["reason"].strip()
