@@ -224,6 +224,57 @@ def _causal_backward(*inputs: Tensor, **options: Any) -> Tensors:
     return attention_backward(*inputs, causal=True, **options)
 
 
+def _varlen(
+    causal: bool,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    *,
+    max_seqlen: int,
+    window: int | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+) -> Tensors:
+    """Attention within each sequence: `max_seqlen` bounds the kernel's work and changes nothing."""
+    return attention(
+        q, k, v, None, _together(q, cu_seqlens),
+        causal=causal, window=window, scale=scale, softcap=softcap,
+    )  # fmt: skip
+
+
+def _together(q: Tensor, cu_seqlens: Tensor) -> Tensor:
+    """Return [1, 1, M, M], whether two tokens are of one sequence; the last one is the padding."""
+    places = torch.arange(q.shape[2], device=q.device, dtype=cu_seqlens.dtype)
+    number = torch.searchsorted(cu_seqlens.contiguous(), places, right=True)
+    return (number[:, None] == number)[None, None]
+
+
+def _varlen_gradient(
+    causal: bool, call: Calls, needs: tuple[bool, ...], grads: Grads, *saved: Any, **options: Any
+) -> Grads:
+    """By `attention_backward` with a mask: the kernel visits every pair of tokens."""
+    options.pop("max_seqlen")
+    mask = _together(saved[0], saved[3])
+    every = (*saved[:3], None, mask, None, *saved[4:])
+    wanted = (*needs[:3], False, False, False)
+    found = _gradient(call, wanted, grads, *every, causal=causal, **options)
+    return (*found[:3], None)
+
+
+def _varlen_row(name: str, causal: bool) -> Row:
+    return Row(
+        op=OPERATORS[name],
+        options="int max_seqlen, int? window=None, float? scale=None, float? softcap=None",
+        notes=("max_seqlen: a number that no length exceeds; cost grows with it.", *_NOTES[1:]),
+        plain=partial(_varlen, causal),
+        backward=partial(_varlen_gradient, causal),
+        gradient="attention_backward",
+        keeps_outputs=True,
+        autocast="low",
+    )
+
+
 _OPTIONS = f"str align='{ALIGNMENTS[0]}', int? window=None, float? scale=None, float? softcap=None"
 _SLOPES = "float[]? slopes=None"
 _NOTES = (
@@ -261,6 +312,8 @@ ROWS = (
         keeps_outputs=True,
         autocast="low",
     ),
+    _varlen_row("attention_varlen", False),
+    _varlen_row("causal_attention_varlen", True),
     Row(
         op=MASKED_ATTENTION_BACKWARD,
         options=f"bool causal=False, {_OPTIONS}",

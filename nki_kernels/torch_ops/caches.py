@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nki_kernels.operators import OPERATORS
 from nki_kernels.operators.attention_decode import DECODES
+from nki_kernels.operators.contract import Operator
 from nki_kernels.operators.kv_cache import KV_CACHE_WRITE, KV_CACHE_WRITE_PAGED
 from nki_kernels.torch_ops.attentions import factor_of, grouped, softmax_of
 from nki_kernels.torch_ops.products import wide_type
@@ -69,6 +71,21 @@ def _decode(
     return out.to(q.dtype), lse.to(torch.float32)
 
 
+def _mla(
+    paged: bool,
+    q: Tensor,
+    cache: Tensor,
+    *others: Tensor,
+    value_size: int,
+    scale: float | None = None,
+    window: int | None = None,
+) -> Tensors:
+    """Decode over one KV head whose values are the first columns of its keys."""
+    rows = cache.unsqueeze(1)
+    values = rows[..., :value_size]
+    return _decode(paged, False, q, rows, values, *others, scale=scale, window=window)
+
+
 def _write(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, starts: Tensor) -> Tensors:
     sequence = torch.arange(k.shape[0], device=k.device)[:, None]
     at = starts.long()[:, None] + torch.arange(k.shape[2], device=k.device)
@@ -87,16 +104,29 @@ def _write_paged(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: 
     return ()
 
 
-def _decode_row(paged: bool, quantized: bool) -> Row:
+_NOTES = (
+    "scale: None is 1 / sqrt(D).",
+    "window: keys a query attends, counted back from its own; None is no limit.",
+)
+
+
+def _decode_row(op: Operator, paged: bool, quantized: bool = False) -> Row:
     return Row(
-        op=DECODES[paged, quantized],
+        op=op,
         options="float? scale=None, int? window=None, float? softcap=None",
         notes=(
-            "scale: None is 1 / sqrt(D).",
-            "window: keys a query attends, counted back from its own; None is no limit.",
-            "softcap: scores become softcap * tanh(score / softcap); None is no cap.",
+            *_NOTES, "softcap: scores become softcap * tanh(score / softcap); None is no cap.",
         ),
         plain=partial(_decode, paged, quantized),
+    )  # fmt: skip
+
+
+def _mla_row(name: str, paged: bool) -> Row:
+    return Row(
+        op=OPERATORS[name],
+        options="int value_size, float? scale=None, int? window=None",
+        notes=("value_size: columns of a row of the cache that are its value.", *_NOTES),
+        plain=partial(_mla, paged),
     )
 
 
@@ -105,7 +135,10 @@ def _write_row(op: Any, plain: Any) -> Row:
 
 
 ROWS = (
-    *(_decode_row(*kind) for kind in DECODES),
+    *(_decode_row(op, *kind) for kind, op in DECODES.items()),
+    _decode_row(OPERATORS["attention_chunked_prefill"], paged=True),
+    _mla_row("mla_decode", paged=False),
+    _mla_row("mla_decode_paged", paged=True),
     _write_row(KV_CACHE_WRITE, _write),
     _write_row(KV_CACHE_WRITE_PAGED, _write_paged),
 )

@@ -686,6 +686,108 @@ def layer_norm_backward(
         ValueError: an unknown backend; an option or values that the contract excludes.
     """
 
+def add_rms_norm(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor | None = None,
+    *,
+    eps: float = 1e-06,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """total = x + residual; y = rms_norm(total)
+
+    Args:
+        x [N, H]: bfloat16 | float16 | float32; any strides.
+        residual [N, H]: bfloat16 | float16 | float32; any strides.
+        weight [H]: bfloat16 | float16 | float32; any strides.
+        eps: added to the mean square or the variance.
+        backend: neuron, simulator, torch; None means what use() or
+            NKI_SIMULATOR asks for, else the default of the tensors' device.
+
+    Returns:
+        total [N, H], y [N, H]; new, dense.
+
+    Raises:
+        BackendError: the backend asked for cannot run the call.
+        ValueError: an unknown backend; an option or values that the contract excludes.
+    """
+
+def add_layer_norm(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    eps: float = 1e-05,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """total = x + residual; y = layer_norm(total)
+
+    Args:
+        x [N, H]: bfloat16 | float16 | float32; any strides.
+        residual [N, H]: bfloat16 | float16 | float32; any strides.
+        weight [H]: bfloat16 | float16 | float32; any strides.
+        bias [H]: bfloat16 | float16 | float32; any strides.
+        eps: added to the mean square or the variance.
+        backend: neuron, simulator, torch; None means what use() or
+            NKI_SIMULATOR asks for, else the default of the tensors' device.
+
+    Returns:
+        total [N, H], y [N, H]; new, dense.
+
+    Raises:
+        BackendError: the backend asked for cannot run the call.
+        ValueError: an unknown backend; an option or values that the contract excludes.
+    """
+
+def rms_norm_llama(
+    x: Tensor,
+    weight: Tensor,
+    *,
+    eps: float = 1e-06,
+    backend: str | None = None,
+) -> Tensor:
+    """y = round(x / rms) * weight, rounded twice
+
+    Args:
+        x [N, H]: bfloat16 | float16 | float32; any strides.
+        weight [H]: bfloat16 | float16 | float32; any strides.
+        eps: added to the mean square or the variance.
+        backend: neuron, simulator, torch; None means what use() or
+            NKI_SIMULATOR asks for, else the default of the tensors' device.
+
+    Returns:
+        y [N, H]; new, dense.
+
+    Raises:
+        BackendError: the backend asked for cannot run the call.
+        ValueError: an unknown backend; an option or values that the contract excludes.
+    """
+
+def rms_norm_gemma(
+    x: Tensor,
+    weight: Tensor,
+    *,
+    eps: float = 1e-06,
+    backend: str | None = None,
+) -> Tensor:
+    """y = x / rms * (1 + weight), rounded once
+
+    Args:
+        x [N, H]: bfloat16 | float16 | float32; any strides.
+        weight [H]: bfloat16 | float16 | float32; any strides.
+        eps: added to the mean square or the variance.
+        backend: neuron, simulator, torch; None means what use() or
+            NKI_SIMULATOR asks for, else the default of the tensors' device.
+
+    Returns:
+        y [N, H]; new, dense.
+
+    Raises:
+        BackendError: the backend asked for cannot run the call.
+        ValueError: an unknown backend; an option or values that the contract excludes.
+    """
+
 def attention(
     q: Tensor,
     k: Tensor,
@@ -751,6 +853,74 @@ def causal_attention(
         scale: None is 1 / sqrt(D).
         softcap: scores become softcap * tanh(score / softcap); None is no cap.
         slopes: ALiBi: one number per query head; scores lose slope * |i - j|.
+        backend: neuron, simulator, torch; None means what use() or
+            NKI_SIMULATOR asks for, else the default of the tensors' device.
+
+    Returns:
+        out [B, H, M, E], lse [B, H, M]; new, dense.
+
+    Raises:
+        BackendError: the backend asked for cannot run the call.
+        ValueError: an unknown backend; an option or values that the contract excludes.
+    """
+
+def attention_varlen(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    *,
+    max_seqlen: int,
+    window: int | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """out[i] = sum_j softmax_j(scale * q[i].k[j]) * v[j]; lse[i] = log sum_j exp
+
+    Args:
+        q [B, H, M, D]: bfloat16 | float16 | float32; any strides.
+        k [B, G, M, D]: bfloat16 | float16 | float32; any strides.
+        v [B, G, M, E]: bfloat16 | float16 | float32; any strides.
+        cu_seqlens [C]: int32; any strides.
+        max_seqlen: a number that no length exceeds; cost grows with it.
+        window: attend only keys j > i - window, and, without causal, j < i + window.
+        scale: None is 1 / sqrt(D).
+        softcap: scores become softcap * tanh(score / softcap); None is no cap.
+        backend: neuron, simulator, torch; None means what use() or
+            NKI_SIMULATOR asks for, else the default of the tensors' device.
+
+    Returns:
+        out [B, H, M, E], lse [B, H, M]; new, dense.
+
+    Raises:
+        BackendError: the backend asked for cannot run the call.
+        ValueError: an unknown backend; an option or values that the contract excludes.
+    """
+
+def causal_attention_varlen(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    *,
+    max_seqlen: int,
+    window: int | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """out[i] = sum_j softmax_j(scale * q[i].k[j]) * v[j]; lse[i] = log sum_j exp
+
+    Args:
+        q [B, H, M, D]: bfloat16 | float16 | float32; any strides.
+        k [B, G, M, D]: bfloat16 | float16 | float32; any strides.
+        v [B, G, M, E]: bfloat16 | float16 | float32; any strides.
+        cu_seqlens [C]: int32; any strides.
+        max_seqlen: a number that no length exceeds; cost grows with it.
+        window: attend only keys j > i - window, and, without causal, j < i + window.
+        scale: None is 1 / sqrt(D).
+        softcap: scores become softcap * tanh(score / softcap); None is no cap.
         backend: neuron, simulator, torch; None means what use() or
             NKI_SIMULATOR asks for, else the default of the tensors' device.
 
@@ -995,6 +1165,104 @@ def attention_decode_paged_fp8(
         ValueError: an unknown backend; an option or values that the contract excludes.
     """
 
+def attention_chunked_prefill(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    table: Tensor,
+    lengths: Tensor,
+    sinks: Tensor | None = None,
+    *,
+    scale: float | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """out = softmax(scale * q.k) v over the first keys of a paged cache; many queries
+
+    Args:
+        q [B, H, T, D]: bfloat16 | float16 | float32; any strides.
+        k [N, G, P, D]: bfloat16 | float16 | float32; any strides.
+        v [N, G, P, E]: bfloat16 | float16 | float32; any strides.
+        table [B, W]: int32; any strides.
+        lengths [B]: int32; any strides.
+        sinks [H]: float32; any strides.
+        scale: None is 1 / sqrt(D).
+        window: keys a query attends, counted back from its own; None is no limit.
+        softcap: scores become softcap * tanh(score / softcap); None is no cap.
+        backend: neuron, simulator, torch; None means what use() or
+            NKI_SIMULATOR asks for, else the default of the tensors' device.
+
+    Returns:
+        out [B, H, T, E], lse [B, H, T]; new, dense.
+
+    Raises:
+        BackendError: the backend asked for cannot run the call.
+        ValueError: an unknown backend; an option or values that the contract excludes.
+    """
+
+def mla_decode(
+    q: Tensor,
+    cache: Tensor,
+    lengths: Tensor,
+    *,
+    value_size: int,
+    scale: float | None = None,
+    window: int | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """out = softmax(scale * q.c) c[:E] over the first rows of a cache; lse
+
+    Args:
+        q [B, H, T, D]: bfloat16 | float16 | float32; any strides.
+        cache [B, S, D]: bfloat16 | float16 | float32; any strides.
+        lengths [B]: int32; any strides.
+        value_size: columns of a row of the cache that are its value.
+        scale: None is 1 / sqrt(D).
+        window: keys a query attends, counted back from its own; None is no limit.
+        backend: neuron, simulator, torch; None means what use() or
+            NKI_SIMULATOR asks for, else the default of the tensors' device.
+
+    Returns:
+        out [B, H, T, E], lse [B, H, T]; new, dense.
+
+    Raises:
+        BackendError: the backend asked for cannot run the call.
+        ValueError: an unknown backend; an option or values that the contract excludes.
+    """
+
+def mla_decode_paged(
+    q: Tensor,
+    cache: Tensor,
+    table: Tensor,
+    lengths: Tensor,
+    *,
+    value_size: int,
+    scale: float | None = None,
+    window: int | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """out = softmax(scale * q.c) c[:E] over the first rows of a cache; lse
+
+    Args:
+        q [B, H, T, D]: bfloat16 | float16 | float32; any strides.
+        cache [N, P, D]: bfloat16 | float16 | float32; any strides.
+        table [B, W]: int32; any strides.
+        lengths [B]: int32; any strides.
+        value_size: columns of a row of the cache that are its value.
+        scale: None is 1 / sqrt(D).
+        window: keys a query attends, counted back from its own; None is no limit.
+        backend: neuron, simulator, torch; None means what use() or
+            NKI_SIMULATOR asks for, else the default of the tensors' device.
+
+    Returns:
+        out [B, H, T, E], lse [B, H, T]; new, dense.
+
+    Raises:
+        BackendError: the backend asked for cannot run the call.
+        ValueError: an unknown backend; an option or values that the contract excludes.
+    """
+
 def kv_cache_write(
     k: Tensor,
     v: Tensor,
@@ -1206,6 +1474,44 @@ def grouped_matmul(
 
     Returns:
         c [M, N]; new, dense.
+
+    Raises:
+        BackendError: the backend asked for cannot run the call.
+        ValueError: an unknown backend; an option or values that the contract excludes.
+    """
+
+def experts(
+    x: Tensor,
+    indices: Tensor,
+    scores: Tensor,
+    up: Tensor,
+    down: Tensor,
+    up_bias: Tensor | None = None,
+    down_bias: Tensor | None = None,
+    *,
+    activation: str = "silu",
+    interleaved: bool = False,
+    limit: float | None = None,
+    alpha: float = 1.702,
+    out_dtype: torch.dtype | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """y[t] = sum_k scores[t, k] * down(f(up(x[t]))) of expert indices[t, k]
+
+    Args:
+        x [T, H]: bfloat16 | float16 | float32; any strides.
+        indices [T, K]: int32; any strides.
+        scores [T, K]: float32; any strides.
+        up [E, H, F]: bfloat16 | float16 | float32; any strides.
+        down [E, I, H]: bfloat16 | float16 | float32; any strides.
+        up_bias [E, F]: bfloat16 | float16 | float32; any strides.
+        down_bias [E, H]: bfloat16 | float16 | float32; any strides.
+        the options are those of `nki_kernels.ops.experts`.
+        backend: neuron, simulator, torch; None means what use() or
+            NKI_SIMULATOR asks for, else the default of the tensors' device.
+
+    Returns:
+        y [T, H]; new, dense.
 
     Raises:
         BackendError: the backend asked for cannot run the call.

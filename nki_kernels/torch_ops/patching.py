@@ -3,7 +3,7 @@
 | name | replaces | by |
 |---|---|---|
 | linear | `torch.nn.Linear` | `linear` |
-| norm | `torch.nn.LayerNorm`, `torch.nn.RMSNorm`, any ...RMSNorm | the norms |
+| norm | `torch.nn.LayerNorm`, `torch.nn.RMSNorm`, any ...RMSNorm | the norms, as cast |
 | mlp | gate_proj, up_proj, down_proj and act_fn (SwiGLU, GeGLU) | `gated_mlp` |
 | attention, experts | those of transformers models | see `huggingface.py` |
 
@@ -17,11 +17,12 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from nki_kernels.machine.errors import DtypeError
 from nki_kernels.torch_ops import functional
 from nki_kernels.torch_ops import functions as ops
 from nki_kernels.torch_ops.backends import use
@@ -34,6 +35,16 @@ KINDS = ("attention", "experts", "mlp", "norm", "linear")
 #: thousands of terms; formulas that differ at all differ by more than this of the largest value.
 _SAME = 2.0**-14
 _ROWS = 4
+
+#: What an RMSNorm may be: rounded once, or as Llama's or Gemma's.
+_RMS_NORMS: dict[str, Callable[..., Tensor]] = {
+    "rms_norm": ops.rms_norm,
+    "rms_norm_llama": ops.rms_norm_llama,
+    "rms_norm_gemma": ops.rms_norm_gemma,
+}
+
+#: From a layer to the forward that replaces its own.
+Maker: TypeAlias = Callable[[Any], Callable[[Tensor], Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,10 +151,29 @@ def _patch_norm(path: str, module: nn.Module, done: Patch) -> None:
         weight, eps = getattr(module, "weight", None), _eps(module)
         if not isinstance(weight, Tensor) or weight.dim() != 1 or eps is None:
             done.skipped.append((path, "no weight [H] or no eps where an RMSNorm has them"))
-        elif not _agree(module, partial(_rms_norm, eps=eps), weight.shape[0]):
-            done.skipped.append((path, f"{type(module).__name__} computes something else"))
         else:
-            done.replace(path, module, "rms_norm", _rms_norm(module, eps))
+            _patch_rms_norm(path, module, eps, done)
+
+
+def _patch_rms_norm(path: str, module: nn.Module, eps: float, done: Patch) -> None:
+    """Replace a norm by the op that computes the same, of several the one that rounds the same."""
+    width = next(module.parameters()).shape[0]
+    found = {}
+    for name in _RMS_NORMS:
+        make = partial(_rms_norm, name=name, eps=eps)
+        if _agree(module, make, width):
+            found[name] = _differing(module, make, width)
+    if not found:
+        done.skipped.append((path, f"{type(module).__name__} computes something else"))
+        return
+    best = min(found, key=lambda name: found[name])
+    done.replace(path, module, best, _rms_norm(module, best, eps))
+
+
+def _differing(module: nn.Module, make: Maker, width: int) -> int:
+    """Return how many bfloat16 results differ at all: casts are told apart by their rounding."""
+    theirs, ours = _both(module, make, width, torch.bfloat16)
+    return int((theirs != ours).sum())
 
 
 def _layer_norm(module: nn.LayerNorm) -> Callable[[Tensor], Tensor]:
@@ -164,14 +194,16 @@ def _eps(module: nn.Module) -> float | None:
     return None
 
 
-def _rms_norm(module: Any, eps: float) -> Callable[[Tensor], Tensor]:
-    """Round once; transformers' own round the normalized row before the weight as well."""
-
+def _rms_norm(module: Any, name: str, eps: float) -> Callable[[Tensor], Tensor]:
     def forward(hidden_states: Tensor) -> Tensor:
         rows = hidden_states.reshape(-1, hidden_states.shape[-1])
-        mixed = rows.dtype != module.weight.dtype
-        out_dtype = torch.promote_types(rows.dtype, module.weight.dtype) if mixed else None
-        y = ops.rms_norm(rows, module.weight, eps=eps, out_dtype=out_dtype)
+        if rows.dtype != module.weight.dtype:
+            raise DtypeError(
+                f"{type(module).__name__}, patched: its rows are {rows.dtype}, the weight "
+                f"{module.weight.dtype}; one dtype is needed, models differ in what they make of "
+                "two; cast the module, or patch without 'norm'"
+            )
+        y = _RMS_NORMS[name](rows, module.weight, eps=eps)
         return y.reshape(hidden_states.shape)
 
     return forward
@@ -202,24 +234,29 @@ def _gated(module: Any, activation: str) -> Callable[[Tensor], Tensor]:
     return forward
 
 
-def _agree(module: nn.Module, make: Callable[[Any], Callable[[Tensor], Any]], width: int) -> bool:
+def _agree(module: nn.Module, make: Maker, width: int) -> bool:
     """Tell whether a layer's own forward and ours give the same, in float32 on random rows."""
     if next(module.parameters()).is_meta:
         return False
-    probe = copy.deepcopy(module).to("cpu", torch.float32).eval()
+    try:
+        theirs, ours = _both(module, make, width, torch.float32)
+    except (RuntimeError, TypeError, ValueError):  # another signature: not one of ours
+        return False
+    if not isinstance(theirs, Tensor) or theirs.shape != ours.shape or theirs.dtype != ours.dtype:
+        return False
+    return bool((theirs - ours).abs().max() <= _SAME * theirs.abs().max())
+
+
+def _both(module: nn.Module, make: Maker, width: int, dtype: torch.dtype) -> tuple[Any, Tensor]:
+    """Return what a copy of the layer and its replacement make of random rows."""
+    probe = copy.deepcopy(module).to("cpu", dtype).eval()
     numbers = torch.Generator().manual_seed(0)
     with torch.no_grad(), use("torch"), uncounted():
         for parameter in probe.parameters():  # a weight of ones hides how it is applied
             noise = torch.rand(parameter.shape, generator=numbers)
             parameter.copy_(noise + 0.5 if parameter.dim() == 1 else noise - 0.5)
-        x = torch.randn(_ROWS, width, generator=numbers)
-        try:
-            theirs, ours = probe(x), make(probe)(x)
-        except (RuntimeError, TypeError, ValueError):  # another signature: not one of ours
-            return False
-    if not isinstance(theirs, Tensor) or theirs.shape != ours.shape or theirs.dtype != ours.dtype:
-        return False
-    return bool((theirs - ours).abs().max() <= _SAME * theirs.abs().max())
+        x = torch.randn(_ROWS, width, generator=numbers).to(dtype)
+        return probe(x), make(probe)(x)
 
 
 def _is_experts(module: nn.Module) -> bool:

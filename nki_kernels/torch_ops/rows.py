@@ -13,7 +13,9 @@ from nki_kernels.torch_ops import (
     caches,
     experts,
     linears,
+    mixtures,
     mlps,
+    norm_variants,
     norms,
     products,
     projections,
@@ -86,9 +88,11 @@ ROWS: dict[str, Row] = {
         LAYER_NORM,
         RMS_NORM_BACKWARD,
         LAYER_NORM_BACKWARD,
+        *norm_variants.ROWS,
         *attentions.ROWS,
         *caches.ROWS,
         *ropes.ROWS,
         *experts.ROWS,
+        *mixtures.ROWS,
     )
 }

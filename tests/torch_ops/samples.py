@@ -150,6 +150,15 @@ def _no_gain(dtype):
     return tensor((9, 21), dtype), None, tensor((21, 11), dtype, 1)
 
 
+def _mixture(columns, *biases):
+    def make(dtype):
+        more = (tensor(shape, dtype, 31) for shape in biases)
+        weights = tensor((4, 11, columns), dtype, 4), tensor((4, 13, 11), dtype, 5)
+        return (tensor((5, 11), dtype), _IDS, _WEIGHTS, *weights, *more)
+
+    return make
+
+
 def _cache(dtype):
     return _some((2, 2, 3, 6), (2, 2, 3, 5), (2, 2, 8, 6), (2, 2, 8, 5), fixed=(_ints(0, 5),))(
         dtype
@@ -218,6 +227,32 @@ SAMPLES = (
     Sample(op="attention_backward", make=_after_attention),
     Sample(op="attention_backward", make=_after_causal, options={"causal": True}),
     Sample(op="causal_attention_backward", make=_after_causal),
+    Sample(op="add_rms_norm", make=_some((9, 21), (9, 21), (21,)), reference=norm.add_rms_norm),
+    Sample(op="add_layer_norm", make=_some((9, 21), (9, 21), (21,), (21,)),
+           reference=norm.add_layer_norm),
+    Sample(op="rms_norm_llama", make=_some((9, 21), (21,)),
+           reference=lambda *x: [norm.rms_norm_llama(*x)]),
+    Sample(op="rms_norm_gemma", make=_some((9, 21), (21,)),
+           reference=lambda *x: [norm.rms_norm_gemma(*x)]),
+    Sample(op="attention_varlen",
+           make=_some((1, 4, 9, 6), (1, 2, 9, 6), (1, 2, 9, 5), fixed=(_ints(0, 2, 2, 7),)),
+           options={"max_seqlen": 5}, reference=partial(attention.attention_varlen, depth=8)),
+    Sample(op="causal_attention_varlen",
+           make=_some((1, 4, 9, 6), (1, 2, 9, 6), (1, 2, 9, 5), fixed=(_ints(0, 3, 9),)),
+           options={"max_seqlen": 6, "window": 3},
+           reference=partial(attention.attention_varlen, depth=8, causal=True)),
+    Sample(op="attention_chunked_prefill",
+           make=_some((2, 4, 5, 6), *_PAGES[1:], fixed=(_TABLE, _LENGTHS, None)),
+           reference=partial(_decode, paged=True)),
+    Sample(op="mla_decode", make=_some((2, 4, 2, 6), (2, 11, 6), fixed=(_LENGTHS,)),
+           options={"value_size": 4}, reference=partial(decode.mla_decode, depth=8)),
+    Sample(op="mla_decode_paged", make=_some((2, 4, 2, 6), (6, 4, 6), fixed=(_TABLE, _LENGTHS)),
+           options={"value_size": 4, "window": 5},
+           reference=partial(decode.mla_decode_paged, depth=8)),
+    Sample(op="experts", make=_mixture(26), reference=lambda *x: [moe.experts(*x)]),
+    Sample(op="experts", make=_mixture(26, (4, 26), (4, 11)),
+           options={"interleaved": True, "limit": 0.75},
+           reference=lambda *x, **o: [moe.experts(*x, **o)]),
     Sample(op="rope", make=_some((2, 3, 7, 8), fixed=_ANGLES), options={"interleaved": True},
            reference=lambda *x, **o: [rope.rope(*x, **o)]),
     Sample(op="rope_batched", make=_some((2, 3, 7, 8), fixed=_MORE_ANGLES),

@@ -8,6 +8,7 @@ torch = pytest.importorskip("torch")
 
 from torch import nn
 
+from nki_kernels.machine.errors import DtypeError
 from nki_kernels.torch_ops import counters, patch, reset_counters, use
 from tests.torch_ops.support import tensor
 from tests.torch_ops.test_functional import close
@@ -31,8 +32,17 @@ class LikeRMSNorm(nn.Module):
 
 
 class OffsetRMSNorm(LikeRMSNorm):
+    """Adds 1 to its weight in float32, as Gemma's does."""
+
+    def forward(self, x):
+        wide = x.float()
+        root = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+        return (wide * root * (1 + self.weight.float())).to(x.dtype)
+
+
+class SquaredRMSNorm(LikeRMSNorm):
     def scale(self):
-        return 1 + self.weight
+        return self.weight * self.weight
 
 
 class BareRMSNorm(nn.Module):
@@ -55,7 +65,7 @@ class Gated(nn.Module):
 def model(act=None):
     torch.manual_seed(0)
     parts = [nn.Linear(6, 9), LikeRMSNorm(9), Gated(9, 13, act or nn.SiLU()), nn.LayerNorm(9),
-             nn.RMSNorm(9), OffsetRMSNorm(9), BareRMSNorm()]  # fmt: skip
+             nn.RMSNorm(9), OffsetRMSNorm(9), SquaredRMSNorm(9), BareRMSNorm()]  # fmt: skip
     made = nn.Sequential(*parts)
     for parameter in made.parameters():
         nn.init.normal_(parameter)
@@ -70,23 +80,43 @@ def test_the_patched_model_computes_the_same_and_counters_prove_what_ran(backend
     handle = patch(m)
     assert list(m.state_dict()) == keys
     with use(backend):
-        close(m(x), want, "model", chain=256)
-    ran = {"linear": 1, "rms_norm": 2, "gated_mlp": 1, "layer_norm": 1}
+        close(m(x), want, "model", chain=1024)
+    norms = ("rms_norm", "rms_norm_llama", "rms_norm_gemma", "layer_norm")
+    ran = dict.fromkeys(("linear", "gated_mlp", *norms), 1)
     assert counters() == {(name, backend): n for name, n in ran.items()}
     assert handle.report().splitlines() == [
         "   1 x Linear -> linear",
-        "   1 x LikeRMSNorm -> rms_norm",
+        "   1 x LikeRMSNorm -> rms_norm_llama",
         "   1 x Gated -> gated_mlp",
         "   1 x LayerNorm -> layer_norm",
         "   1 x RMSNorm -> rms_norm",
-        "not replaced: 5: OffsetRMSNorm computes something else",
-        "not replaced: 6: no weight [H] or no eps where an RMSNorm has them",
+        "   1 x OffsetRMSNorm -> rms_norm_gemma",
+        "not replaced: 6: SquaredRMSNorm computes something else",
+        "not replaced: 7: no weight [H] or no eps where an RMSNorm has them",
     ]
     handle.undo()
     handle.undo()
     reset_counters()
     assert m(x).tolist() == want.tolist()
     assert not counters()
+
+
+@pytest.mark.parametrize("norm", [LikeRMSNorm, OffsetRMSNorm])
+def test_a_bfloat16_norm_is_replaced_bit_by_bit(norm):
+    m, x = norm(33).bfloat16(), tensor((64, 33), torch.bfloat16)
+    nn.init.normal_(m.weight)
+    want = m(x)
+    patch(m)
+    assert m(x).tolist() == want.tolist()
+
+
+def test_a_norm_wider_than_its_rows_is_refused():
+    m = LikeRMSNorm(4)
+    patch(m)
+    with pytest.raises(
+        DtypeError, match=r"rows are torch\.bfloat16, the weight torch\.float32; one"
+    ):
+        m(torch.ones(2, 4, dtype=torch.bfloat16))
 
 
 @pytest.mark.parametrize(
