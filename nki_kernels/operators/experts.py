@@ -220,7 +220,7 @@ def _few(axes: Axes, dtype: str, spec: CoreSpec) -> ExpertsConfig:
         banks=spec.psum_banks,
         tail=1,
         carry=False,
-        flight=max(1, min(_MOST_FLIGHT, room)),
+        flight=(max(1, min(_MOST_FLIGHT, room)),),
         ahead=0,
         hwdge=spec.generation >= 3,
     )
@@ -234,12 +234,15 @@ def _configure(axes: Axes, dtype: str, spec: CoreSpec) -> ExpertsConfig:
     most = _most(axes, spec)
     while most > 1 and _flight(axes, dtype, most, spec) < 1.5 * _slice_bytes(axes, itemsize, spec):
         most -= 1
-    flight = min(_MOST_FLIGHT, _flight(axes, dtype, most, spec))
     held = 2 * most * axes["H"] * itemsize
     # Carried rows take the place of weights where these have plenty.
-    carry = flight >= held + 3 * _slice_bytes(axes, itemsize, spec)
-    if carry:
-        flight = min(flight, _flight(axes, dtype, most, spec) - held)
+    carry = _flight(axes, dtype, most, spec) >= held + 3 * _slice_bytes(axes, itemsize, spec)
+    several = any(len(body) > 1 for body in bodies(axes, dtype, most, spec))
+    full = _block_bytes(axes, itemsize, most, spec, several)
+    room = _flight(axes, dtype, most, spec) - (held if carry else 0) + full
+    flights = [
+        room - _block_bytes(axes, itemsize, size, spec, several) for size in range(1, most + 1)
+    ]
     row = axes["H"] * itemsize
     room = spec.sbuf_usable_bytes - _schedule_bytes(axes, spec) - 4 * 4 * axes["H"]
     return ExpertsConfig(
@@ -250,7 +253,7 @@ def _configure(axes: Axes, dtype: str, spec: CoreSpec) -> ExpertsConfig:
         banks=banks,
         tail=_TAIL,
         carry=carry,
-        flight=max(1, flight),
+        flight=tuple(max(1, min(_MOST_FLIGHT, flight)) for flight in flights),
         ahead=max(0, min(4, room // row - 1)),
         hwdge=spec.generation >= 3,
     )
@@ -259,7 +262,7 @@ def _configure(axes: Axes, dtype: str, spec: CoreSpec) -> ExpertsConfig:
 def _config_problems(config: Any, dtype: str, spec: CoreSpec) -> tuple[str, ...]:
     if not isinstance(config, ExpertsConfig):
         return (another_config(config, "an ExpertsConfig"),)
-    least = {"most": 1, "banks": 1, "tail": 0, "flight": 1, "ahead": 0}
+    least = {"most": 1, "banks": 1, "tail": 0, "ahead": 0}
     reasons = list(field_problems(config, least, spec))
     if reasons:
         return tuple(reasons)
@@ -269,6 +272,11 @@ def _config_problems(config: Any, dtype: str, spec: CoreSpec) -> tuple[str, ...]
         reasons.append(
             f"config.banks is {config.banks} with most = {config.most}; {spec.name} has "
             f"{spec.psum_banks} banks, and a block needs two for each of its row tiles"
+        )
+    if len(config.flight) != config.most or min(config.flight) < 1:
+        reasons.append(
+            f"config.flight is {config.flight}; it needs a positive int for each of the "
+            f"{config.most} classes of blocks"
         )
     singles = tuple((size,) for size in range(config.most, 0, -1))
     known = all(body and all(1 <= s <= config.most for s in body) for body in config.bodies)

@@ -122,7 +122,7 @@ def test_no_config_changes_a_result(bodies, flight, tail, banks, carry, t, h, i,
     bodies = [tuple(min(size, most) for size in body) for body in bodies]
     other = dataclasses.replace(
         config, bodies=(*bodies, *((size,) for size in range(most, 0, -1))), most=most,
-        flight=flight, tail=tail, banks=banks, carry=carry,
+        flight=(flight,) * most, tail=tail, banks=banks, carry=carry,
     )  # fmt: skip
     one = ops.experts(*inputs, activation="relu", out_dtype="float32", target="toy")
     two = ops.experts(*inputs, activation="relu", out_dtype="float32", config=other, target="toy")
@@ -333,7 +333,7 @@ def config(**changes):
     [
         (1, "an ExpertsConfig is needed"),
         (config(most=0), "config.most is 0; it must be an int of at least 1"),
-        (config(flight=0), "config.flight is 0; it must be an int of at least 1"),
+        (config(flight=()), "config.flight is (); it needs a positive int for each of the"),
         (config(dtype="bfloat16"), "config.dtype is bfloat16 of 4 bytes for float32"),
         (config(banks=9), "config.banks is 9 with most ="),
         (config(bodies=((1, 9),)), "config.bodies is ((1, 9),); each lists classes 1 to most"),

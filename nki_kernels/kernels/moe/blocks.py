@@ -39,7 +39,8 @@ def run_blocks(blocks, weights, form, config, after=None):
     for number in range(len(blocks)):
         steps += _steps(blocks[number], number, weights, form, config)
     loaded = [None] * len(steps)
-    ahead = {"next": 0, "bytes": 0}
+    largest = max([block["size"] for block in blocks])
+    ahead = {"next": 0, "bytes": 0, "most": config.flight[largest - 1]}
     state = {"groups": [], "late": [], "pending": [], "turned": [], "bias": None}
     if blocks[0]["held"] is None:
         _start(blocks, 0, after)
@@ -137,10 +138,10 @@ def _even_spans(extent, piece, most, unit):
 
 
 def _load_ahead(steps, loaded, at, ahead, blocks, weights, form, config):
-    """Start loads of weights, at least of this step, until `flight` bytes are on their way."""
+    """Start loads of weights, at least of this step, until "most" bytes are on their way."""
     while ahead["next"] < len(steps):
         step = steps[ahead["next"]]
-        if ahead["next"] > at and ahead["bytes"] + step["bytes"] > config.flight:
+        if ahead["next"] > at and ahead["bytes"] + step["bytes"] > ahead["most"]:
             return
         block = blocks[step["block"]]
         loaded[ahead["next"]] = _load(step, block, weights, form, config)

@@ -66,7 +66,8 @@ class ExpertsConfig(nl.NKIObject):
         banks: banks of PSUM for accumulators.
         tail: slices at the end of a wave that run accumulator by accumulator.
         carry: the rows of a body's first block arrive during the body before it.
-        flight: bytes per partition of weights on their way or at work.
+        flight: bytes per partition of weights on their way or at work, by the largest class of a
+            body: small blocks leave room for more.
         ahead: gathers of `combine` on their way.
         hwdge: weights go through the hardware descriptor engine (gen3 and later).
     """
@@ -78,7 +79,7 @@ class ExpertsConfig(nl.NKIObject):
     banks: int
     tail: int
     carry: bool
-    flight: int
+    flight: tuple[int, ...]
     ahead: int
     hwdge: bool
 
