@@ -41,8 +41,9 @@ _DS_LAG, _DV_LAG, _DK_LAG, _DQ_LAG = 1, 2, 3, {2: 8, 4: 3}
 #: Steps whose softcap is taken together: two changes of function for all, 2.6 us.
 _BATCH = 4
 
-#: Up to so many blocks of keys PE transposes dS: loads and stores alone keep the DMA engines busy
-#: (32 heads of 512: 306 us with DMA transposes, 235 with PE's; of 1024 equal; of 2048 8 % slower).
+#: A query that attends up to so many blocks of keys: PE turns dS, for loads and stores alone keep
+#: the DMA engines busy (32 heads of 512: 306 us with DMA transposes, 243 with PE's; 8 heads of 4096
+#: with a window of 128: 587 and 440; of 1024 keys equal; 2 heads of 2048 8 % slower).
 _PE_BLOCKS = 2
 
 
@@ -89,7 +90,7 @@ def _configure(axes: Axes, dtype: str, spec: CoreSpec) -> AttentionBackwardConfi
         dv_lag=_DV_LAG,
         dk_lag=_DK_LAG,
         dq_lag=lag,
-        dma_transposes=itemsize > 2 or axes["N"] > _PE_BLOCKS * keys,
+        dma_above=0 if itemsize > 2 else _PE_BLOCKS * keys,
         fill=d % p != 0 or e % p != 0,
         hwdge=spec.generation >= 3,
     )
@@ -133,6 +134,7 @@ _LEAST = {
     "ahead": 0,
     "ready": 0,
     "batch": 1,
+    "dma_above": 0,
     "ds_lag": 0,
     "dv_lag": 0,
     "dk_lag": 0,
@@ -163,10 +165,10 @@ def _config_problems(config: Any, dtype: str, spec: CoreSpec) -> tuple[str, ...]
             f"config.ds_lag is {config.ds_lag}, config.dk_lag {config.dk_lag} and config.dq_lag "
             f"{config.dq_lag}; dK and dQ are products with dS: its lag must not be larger"
         )
-    if not reasons and not config.dma_transposes and config.dk_lag > config.dq_lag:
+    if not reasons and config.dma_above and config.dk_lag > config.dq_lag:
         reasons.append(
-            f"config.dk_lag is {config.dk_lag} and config.dq_lag {config.dq_lag}; without "
-            "dma_transposes PE turns dS with the product for dK: dq_lag must not be smaller"
+            f"config.dk_lag is {config.dk_lag} and config.dq_lag {config.dq_lag}; up to "
+            f"{config.dma_above} keys PE turns dS, with dK's product: dq_lag must not be smaller"
         )
     if config.hwdge and spec.generation < 3:
         reasons.append(

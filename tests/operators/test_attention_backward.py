@@ -91,9 +91,14 @@ def test_the_reference_is_the_slope_of_the_forward_reference(name, shared, softc
 # -- properties ------------------------------------------------------------------------------------
 
 
-@given(options=patterns, **sizes)
-def test_any_shape_and_pattern_matches_the_reference(b, g, group, m, n, d, dtype, seed, options):
-    check(operands(b, g * group, g, m, n, d, dtype, seed, options), options)
+@given(options=patterns, above=st.sampled_from([0, 99]), **sizes)
+def test_any_shape_and_pattern_matches_the_reference(
+    b, g, group, m, n, d, dtype, seed, options, above
+):
+    inputs = operands(b, g * group, g, m, n, d, dtype, seed, options)
+    axes = ATTENTION_BACKWARD.axes(*(x.shape for x in inputs))
+    config = ATTENTION_BACKWARD.configure(axes, dtype, TOY)
+    check(inputs, options, config=dataclasses.replace(config, dma_above=above))
 
 
 @given(options=patterns, sink=st.sampled_from([-3.0, 0.0, 5.0, 200.0]), **sizes)
@@ -271,6 +276,18 @@ def macs(launched):
     return sum(event.work.macs for event in launched.trace if event.opcode == "nc_matmul")
 
 
+def test_pe_turns_ds_where_few_keys_are_attended():
+    n = 4 * TOY.moving_fmax
+    inputs = operands(1, 1, 1, n, n, 8, "bfloat16")
+
+    def turns(options):
+        return sum(event.opcode == "nc_transpose" for event in run(inputs, options).trace)
+
+    # One turns lse; then a square per tile of queries and of keys, and those of dk and dv.
+    assert turns({}) == 1
+    assert turns({"causal": True, "window": TOY.partitions}) > n // TOY.partitions
+
+
 def test_tiles_that_are_masked_cost_nothing():
     n = 8 * TOY.moving_fmax
     inputs = operands(1, 1, 1, n, n, 8, "bfloat16")
@@ -303,8 +320,8 @@ def configs():
         {"ahead": 0, "near": 0, "ready": 0}, {"ahead": 7, "near": 2, "ready": 1},
         {"ds_lag": 0, "dv_lag": 0, "dk_lag": 0, "dq_lag": 0}, {"ds_lag": 2, "dk_lag": 2},
         {"dv_lag": 3, "dk_lag": 1, "dq_lag": 2},
-        {"dma_transposes": False, "ds_lag": 0, "dk_lag": 0, "dq_lag": 0}, {"dma_transposes": True},
-        {"dma_transposes": False, "dq_lag": 4}, {"dma_transposes": False, "keys": 8},
+        {"dma_above": 99, "ds_lag": 0, "dk_lag": 0, "dq_lag": 0}, {"dma_above": 0},
+        {"dma_above": 99, "dq_lag": 4}, {"dma_above": 99, "keys": 8},
         {"fill": False}, {"hwdge": False}, {"batch": 1}, {"batch": 7, "near": 0, "ready": 0},
     ):  # fmt: skip
         yield dataclasses.replace(base, **changes)
@@ -404,7 +421,7 @@ def test_a_mask_of_other_sizes_says_why():
             "trn2",
             "config.ds_lag is 4, config.dk_lag 3 and config.dq_lag 3; dK and dQ",
         ),
-        ({"dk_lag": 9, "dq_lag": 8, "dma_transposes": False}, "trn2", "config.dk_lag is 9 and"),
+        ({"dk_lag": 9, "dq_lag": 8, "dma_above": 99}, "trn2", "config.dk_lag is 9 and"),
         ({"hwdge": True}, "trn1", "config.hwdge needs gen3; trn1 is gen2"),
     ],
 )

@@ -11,7 +11,7 @@ all query heads of a key head, and Vector adds up dQ in SBUF. Every sum has one 
 Budget of a step of 128 x 512, D = 128 (useful: 1067 ns): PE S, dP, dV, dK 217 each and dQ 4 * 57,
 1095 ns; Scalar exp 591; Vector dS 633 and dQ 233, 866; DMA turns dS from SBUF to SBUF, 712. PE
 limits: 97 % in the steady state. 12 instructions: 8 matmuls, 1 exponential, 2 of Vector, 1 DMA.
-If PE turned dS too (`dma_transposes=False`) it would take 1322 and Scalar, which empties the
+If PE turned dS too (`dma_above` large) it would take 1322 and Scalar, which empties the
 banks, 1120: 81 %. Causal 8192 (480 plain and 64 bounded steps, 6773 instructions): 621 us, 88.1 %,
 against 743 us, 73.5 %, modelled; a toolchain that turns on PE after all gives the second figure.
 What is lost: 13 us of start, as each step of the first block needs another tile from HBM beside the
@@ -30,7 +30,7 @@ import nki
 import nki.language as nl
 
 from nki_kernels.kernels.attention.backward_loads import BackwardLoads
-from nki_kernels.kernels.attention.backward_plan import steps_of
+from nki_kernels.kernels.attention.backward_plan import most_attended, steps_of
 from nki_kernels.kernels.attention.backward_scores import Scores
 from nki_kernels.kernels.attention.backward_sums import BackwardSums
 
@@ -50,7 +50,7 @@ class AttentionBackwardConfig(nl.NKIObject):
         ds_lag: steps between a step's scores and their gradients. Steps are as wide as a block of
             keys; narrow ones, on a diagonal, count by their width.
         dv_lag, dk_lag, dq_lag: steps between a step's scores and its products with dO, Q and K.
-        dma_transposes: the DMA engines transpose dS, not PE.
+        dma_above: keys a query attends above which the DMA engines turn dS, not PE.
         fill: pad the contraction of the scores to all rows of the array.
         hwdge: copy through the hardware descriptor engine (gen3 and later).
     """
@@ -66,7 +66,7 @@ class AttentionBackwardConfig(nl.NKIObject):
     dv_lag: int
     dk_lag: int
     dq_lag: int
-    dma_transposes: bool
+    dma_above: int
     fill: bool
     hwdge: bool
 
@@ -100,12 +100,13 @@ def attention_backward(do, q, k, v, out, lse, sinks, mask, bias, rule, out_dtype
     """
     steps = steps_of(q.shape, k.shape, rule, config)
     loads = BackwardLoads((do, q, k, v, out, lse), steps, config)
-    scores = Scores((q, sinks, mask, bias), rule, out_dtype, config)
-    sums = BackwardSums(q, k, v, rule, out_dtype, config)
+    by_dma = most_attended(k.shape[2], rule) > config.dma_above
+    scores = Scores((q, sinks, mask, bias), rule, out_dtype, by_dma, config)
+    sums = BackwardSums((q, k, v), rule, out_dtype, by_dma, config)
     # The DMA engines wait for ds by themselves; PE must have other work until it is there.
     stages = (
         (scores.derive, config.ds_lag),
-        (scores.turn, config.ds_lag if config.dma_transposes else config.dk_lag),
+        (scores.turn, config.ds_lag if by_dma else config.dk_lag),
         (sums.add_dv, config.dv_lag),
         (sums.add_dk, config.dk_lag),
         (sums.add_dq, config.dq_lag),

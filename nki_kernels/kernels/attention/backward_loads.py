@@ -254,7 +254,7 @@ def plain_load(source, span, config):
     return tile
 
 
-def flip(dst, source, config, engine):
+def flip(dst, source, by_dma, engine):
     """dst[c, t, r] = source[r, t * pmax + c], both in SBUF; the last t may be short.
 
     The DMA engines transpose beside all other work; PE takes 57 ns a square, and `engine` empties
@@ -262,7 +262,7 @@ def flip(dst, source, config, engine):
     """
     pmax, (rows, count) = nl.tile_size.pmax, source.shape
     whole = count // pmax
-    if not config.dma_transposes:
+    if not by_dma:
         _flip_on_pe(dst, source, engine)
         return
     if whole:

@@ -170,6 +170,13 @@ def bounds_of(rows, keys, rule):
     return found
 
 
+def most_attended(keys, rule):
+    """Return the most keys that a query attends."""
+    if rule.left is None or rule.right is None:
+        return keys
+    return min(keys, rule.left + rule.right + 1)
+
+
 def idle_rows(rows, keys, rule):
     """Return the tiles of queries that attend no key."""
     idle = []

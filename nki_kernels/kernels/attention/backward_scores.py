@@ -17,9 +17,9 @@ class Scores:
     probabilities, one instruction each. With them the scores go through SBUF.
     """
 
-    def __init__(self, arrays, rule, out_dtype, config):
+    def __init__(self, arrays, rule, out_dtype, by_dma, config):
         self.q, self.sinks, self.mask, self.bias = arrays
-        self.rule, self.out_dtype, self.config = rule, out_dtype, config
+        self.rule, self.out_dtype, self.by_dma, self.config = rule, out_dtype, by_dma, config
         self.dtype = nl.float32 if self.q.dtype == nl.float32 else nl.bfloat16
         self.shares = None
         if self.sinks is not None:
@@ -89,7 +89,7 @@ class Scores:
         pmax, (rows, width) = nl.tile_size.pmax, step["ds"].shape
         shape = (min(pmax, width), -(-width // pmax), rows)
         step["ds_t"] = nl.ndarray(shape, dtype=self.dtype, buffer=nl.sbuf)
-        flip(step["ds_t"], step["ds"], self.config, nisa.engine.scalar)
+        flip(step["ds_t"], step["ds"], self.by_dma, nisa.engine.scalar)
 
     def _probabilities(self, step, s, scale, shift):
         """Return exp(scale * s + shift), and 0 where nothing is attended."""

@@ -18,8 +18,9 @@ class BackwardSums:
     as it is stored, and Vector adds it to the sum of its tile.
     """
 
-    def __init__(self, q, k, v, rule, out_dtype, config):
-        self.rule, self.config = rule, config
+    def __init__(self, arrays, rule, out_dtype, by_dma, config):
+        q, k, v = arrays
+        self.rule, self.by_dma, self.config = rule, by_dma, config
         self.rows, self.keys = q.shape[2], k.shape[2]
         self.dq = nl.ndarray(q.shape, dtype=out_dtype, buffer=nl.shared_hbm)
         self.dk = nl.ndarray(k.shape, dtype=out_dtype, buffer=nl.shared_hbm)
@@ -105,7 +106,7 @@ class BackwardSums:
             shape = (min(pmax, width), -(-width // pmax), depth)
             result = nl.ndarray(shape, dtype=target.dtype, buffer=nl.sbuf)
             for number, (start, stop) in enumerate(spans(depth, self.sub)):
-                flip(result[:, :, start:stop], totals[number], self.config, nisa.engine.vector)
+                flip(result[:, :, start:stop], totals[number], self.by_dma, nisa.engine.vector)
             first = block["keys"][0] + block["columns"][0]
             self._store(target[b, g, first : first + width, :], result)
         self.unstored = []
