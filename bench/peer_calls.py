@@ -230,7 +230,8 @@ def moe_tkg(module: Any, axes: Axes, lnc: int) -> Called:
 def moe_cte(module: Any, axes: Axes, lnc: int) -> Called:
     """Experts on a schedule of blocks made beforehand; each expert's last block is padded."""
     tokens, hidden, inner, experts, top_k = (axes[letter] for letter in "THIEK")
-    size = 512
+    # The blocks it takes; the smaller one where an expert's rows would not fill the larger.
+    size = 512 if tokens * top_k // experts >= 512 else 256
     order, owner = schedule(_uniform(tokens, experts, top_k), experts, size)
     return module.moe_cte, {
         "hidden_states": _array(tokens, hidden),

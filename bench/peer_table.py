@@ -142,4 +142,18 @@ PEERS: tuple[Peer, ...] = (
             ("router_topk, x [H, T]", calls.router_topk_turned, "; x comes turned"),
         )
     ),
+    Peer(
+        name="moe_cte", op="experts", module="core.moe.moe_cte.moe_cte", call=calls.moe_cte,
+        lncs=(2,), shapes=("2048x4096x2048x4096x8x2", "4096x2048x768x1536x128x8"),
+        differs="its schedule of blocks is made beforehand; ours sorts on chip, "
+        "and its choices are random",
+    ),
+    Peer(
+        name="moe_tkg", op="experts", module="core.moe.moe_tkg.moe_tkg", call=calls.moe_tkg,
+        shapes=(
+            "1x4096x14336x28672x8x2", "1x4096x3584x7168x8x2", "1x2048x768x1536x128x8",
+            "4x2880x2880x5760x32x4", "16x2048x768x1536x128x8",
+        ),
+        differs="it loads the weights of every choice of every token; ours of every expert once",
+    ),
 )  # fmt: skip
