@@ -120,7 +120,8 @@ def _distances(
     shift = keys - rows if pattern.get("align") == "bottom-right" else 0
     places = np.abs(np.arange(rows)[:, None] + shift - np.arange(keys)).astype(np.float64)
     listed = np.zeros(1) if slopes is None else np.asarray(slopes, np.float32)
-    return listed.astype(np.float64)[:, None, None] * places
+    far: Array = listed.astype(np.float64)[:, None, None] * places
+    return far
 
 
 def _inner(do: Array, v: Array, out: Array, depth: int) -> tuple[Array, Array, Array, Array]:
