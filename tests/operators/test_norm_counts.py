@@ -54,8 +54,9 @@ def rms_norm(n, h, present, config):
     stores = (tiles - 1) * pieces(0, h, config.chunk) + pieces(0, h, config.piece)
     return {
         "memset": 1,
-        "dma_copy": pieces(0, h, config.piece) + tiles - 1 + len(present) + stores,
-        "activation": tiles * pieces(0, h, config.chunk),
+        # The first rows and the weight come in pieces.
+        "dma_copy": (1 + len(present)) * pieces(0, h, config.piece) + tiles - 1 + stores,
+        "activation": pieces(0, h, config.piece) + (tiles - 1) * pieces(0, h, config.chunk),
         # One reciprocal square root per row tile, and the sum before it.
         "tensor_scalar": tiles + (0 if present else stores),
         "scalar_tensor_tensor": tiles + (stores if present else 0),

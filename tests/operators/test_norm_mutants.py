@@ -51,8 +51,7 @@ class Patch:
 
     def sums(self, change):
         """Replace the sums of the Scalar engine, a chunk each, by change(real, ...)."""
-        for module in (rows_module, moments_module):
-            self.piece("accumulate_chunk", change, module=module)
+        self.piece("accumulate_chunk", change, module=rows_module)
 
     def parameters(self, change):
         """Replace the broadcast of columns of a parameter by change(real, ...)."""
@@ -199,10 +198,8 @@ def weigh_the_pieces_alike(patch):
 def square_about_zero(patch):
     """Sum the squares of the Scalar engine's columns about 0, not about their mean."""
 
-    def about_zero(real, op, *args, **kwargs):
-        if op == nl.square:
-            kwargs["bias"] = None
-        return real(op, *args, **kwargs)
+    def about_zero(real, op, columns, total, first, scale=1.0, bias=None):
+        return real(op, columns, total, first, scale, None if op == nl.square else bias)
 
     patch.sums(about_zero)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import nki.isa as nisa
 import nki.language as nl
 
-from nki_kernels.kernels.norm.rows import accumulate_chunk, accumulate_rows, spans
+from nki_kernels.kernels.norm.rows import accumulate_rows, spans
 
 
 def root_constants(eps):
@@ -44,11 +44,11 @@ def reciprocal_root(shifted):
     return factor
 
 
-def reciprocal_rms(tile, epsilon, config):
-    """Return 1 / sqrt(mean(tile^2) + eps), one float32 per row."""
+def reciprocal_rms(tile, epsilon, width):
+    """Return 1 / sqrt(mean(tile^2) + eps), one float32 per row, in sums of `width` columns."""
     rows, size = tile.shape
     total = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
-    accumulate_rows(nl.square, tile, config.chunk, total)
+    accumulate_rows(nl.square, tile, width, total)
     return reciprocal_root(shifted_squares(total, 1.0 / size, epsilon))
 
 
@@ -93,9 +93,9 @@ def measure_moments(columns, place, stats):
     if place["rest"] > 0:
         rest = columns[:, width - place["rest"] : width]
         mean, deviations = stats[:, at + 1 : at + 2], stats[:, at + 2 : at + 3]
-        accumulate_chunk(nl.copy, rest, mean, True, scale=1.0 / place["rest"])
+        accumulate_rows(nl.copy, rest, place["rest"], mean, 1.0 / place["rest"])
         # (mean - x)^2: the sign is free, and the mean is a bias as it stands.
-        accumulate_chunk(nl.square, rest, deviations, True, scale=-1.0, bias=mean)
+        accumulate_rows(nl.square, rest, place["rest"], deviations, -1.0, mean)
 
 
 def merge_moments(stats, epsilon):

@@ -11,10 +11,10 @@ import nki.language as nl
 from nki_kernels.kernels.norm.moments import reciprocal_rms, root_constants
 from nki_kernels.kernels.norm.rows import (
     add_rows,
-    broadcast_rows,
     row_spans,
     spans,
     take_rows,
+    weight_rows,
 )
 from nki_kernels.kernels.norm.short_rows import rms_norm_short_rows
 
@@ -25,8 +25,8 @@ class RmsNormConfig(nl.NKIObject):
 
     Attributes:
         chunk: columns per instruction and store.
-        piece: columns per load, and per instruction and store of the last row tile, whose work
-            nothing follows that could hide it.
+        piece: columns per load and sum of the first row tile, and per instruction and store of the
+            last, where nothing else hides the work.
         ahead: row tiles loaded before they are needed.
         together: short rows that share a partition; 0 for one row on each, cut into chunks.
         scalar: of these, rows that Scalar multiplies by their factor, a row per instruction.
@@ -123,8 +123,7 @@ def _normalise(y, total, sources, weight, eps, cast, config):
     row_tiles = row_spans(rows)
     epsilon = root_constants(eps)
     if config.together > 0:
-        scale = _weight(weight, min(rows, nl.tile_size.pmax), cast, config)
-        rms_norm_short_rows(y, total, sources, scale, epsilon, cast, config)
+        rms_norm_short_rows(y, total, sources, weight, epsilon, cast, config)
         return
     tiles = []
     scale = None
@@ -136,24 +135,17 @@ def _normalise(y, total, sources, weight, eps, cast, config):
             tile = add_rows(total[start:stop, :], found, config)
         if index == 0:
             # After the first rows: their statistics do not need it.
-            scale = _weight(weight, stop - start, cast, config)
-        factor = reciprocal_rms(tile, epsilon, config)
+            scale = weight_rows(weight, stop - start, cast, config.piece, config)
+        # The first rows come in pieces.
+        factor = reciprocal_rms(tile, epsilon, config.piece if index == 0 else config.chunk)
         width = config.piece if stop == rows else config.chunk
         for left, right in spans(0, size, width):
             result = nl.ndarray((stop - start, right - left), dtype=y.dtype, buffer=nl.sbuf)
             columns = None if scale is None else scale[0 : stop - start, left:right]
             _scale(result, tile[:, left:right], factor, columns, cast)
-            nisa.dma_copy(dst=y[start:stop, left:right], src=result)
-
-
-def _weight(weight, rows, cast, config):
-    """Return the weight on `rows` partitions, for "gemma" 1 more and in float32; None for None."""
-    tile = broadcast_rows(weight, rows, config)
-    if cast != "gemma":
-        return tile
-    one_more = nl.ndarray(tile.shape, dtype=nl.float32, buffer=nl.sbuf)
-    nisa.tensor_scalar(dst=one_more, data=tile, op0=nl.add, operand0=1.0)
-    return one_more
+            # Behind no load, the faster queue.
+            mode = nisa.dge_mode.hwdge if config.hwdge and stop == rows else nisa.dge_mode.unknown
+            nisa.dma_copy(dst=y[start:stop, left:right], src=result, dge_mode=mode)
 
 
 def _scale(result, columns, factor, scale, cast):

@@ -105,14 +105,28 @@ def load_rows(x, start, stop, config):
     return tile
 
 
-def broadcast_rows(vector, rows, config):
-    """Return a [rows, H] tile whose every partition holds `vector` [H], or None for None."""
+def broadcast_rows(vector, rows, config, width=None):
+    """Return a [rows, H] tile whose every partition holds `vector` [H], or None for None.
+
+    In pieces of `width` columns, so that the first can be used while the others are on their way.
+    """
     if vector is None:
         return None
     size = vector.shape[0]
     tile = nl.ndarray((rows, size), dtype=vector.dtype, buffer=nl.sbuf)
-    broadcast_columns(tile, vector, (0, size), config)
+    for cut in spans(0, size, width or size):
+        broadcast_columns(tile, vector, cut, config)
     return tile
+
+
+def weight_rows(weight, rows, cast, width, config):
+    """Return the weight on `rows` partitions, for "gemma" 1 more and in float32; None for None."""
+    tile = broadcast_rows(weight, rows, config, width)
+    if cast != "gemma":
+        return tile
+    one_more = nl.ndarray(tile.shape, dtype=nl.float32, buffer=nl.sbuf)
+    nisa.tensor_scalar(dst=one_more, data=tile, op0=nl.add, operand0=1.0)
+    return one_more
 
 
 def broadcast_columns(tile, vector, cut, config):

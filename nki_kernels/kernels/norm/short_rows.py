@@ -11,6 +11,7 @@ import nki.isa as nisa
 import nki.language as nl
 
 from nki_kernels.kernels.norm.moments import reciprocal_root, shifted_squares
+from nki_kernels.kernels.norm.rows import weight_rows
 
 
 def short_spans(rows, together):
@@ -28,21 +29,26 @@ def short_spans(rows, together):
     return spans
 
 
-def rms_norm_short_rows(y, total, sources, scale, epsilon, cast, config):
-    """Write the rows of the sum of the sources, normalised and times `scale` [P, H], to y.
+def rms_norm_short_rows(y, total, sources, weight, epsilon, cast, config):
+    """Write the rows of the sum of the sources, normalised and times `weight` [H], to y.
 
-    The sum itself goes to `total`, if there is one. `scale` may be None; `cast` "llama" rounds to
+    The sum itself goes to `total`, if there is one. `weight` may be None; `cast` "llama" rounds to
     the dtype of the rows before it. The statistics of a tile go before the rest of the one before:
     Vector never waits for a root.
     """
     spans = short_spans(y.shape[0], config.together)
     tiles = []
+    scale = None
     waiting = None
     for index in range(len(spans)):
         # Ahead of the stores that wait in the same queue.
         while len(tiles) < min(index + 2, len(spans)):
             span = spans[len(tiles)]
             tiles.append([_load(source, span, config) for source in sources])
+        if index == 0:
+            # Behind the first rows: their statistics do not need it.
+            most = max(count for _, count, _ in spans)
+            scale = weight_rows(weight, most, cast, y.shape[1], config)
         tile = tiles[index][0]
         if total is not None:
             tile = _add(total, spans[index], tiles[index])
@@ -124,4 +130,7 @@ def _write(y, waiting, scale, cast, config):
                     op=nl.multiply,
                     engine=engine,
                 )
-    nisa.dma_copy(dst=_rows(y, span), src=result)
+    # Behind no load, the faster queue.
+    last = span[0] + count * each == y.shape[0]
+    mode = nisa.dge_mode.hwdge if config.hwdge and last else nisa.dge_mode.unknown
+    nisa.dma_copy(dst=_rows(y, span), src=result, dge_mode=mode)
