@@ -396,7 +396,7 @@ DEFAULTS: dict[str, tuple[str, ...]] = {
     ),
     "dispatch": ("mixtral-8x7b:prefill:experts", "qwen3-30b-a3b:prefill:experts"),
     "combine": ("mixtral-8x7b:prefill:experts", "qwen3-30b-a3b:prefill:experts"),
-    "experts": ("qwen3-30b-a3b:prefill:experts", "gpt-oss-20b:prefill:experts"),
+    "experts": ("qwen3-30b-a3b:prefill:experts",),
     "grouped_matmul": ("1024x768x512x8", "gpt-oss-20b:prefill:expert-down"),
     "rms_norm": (
         "4096x4096",

