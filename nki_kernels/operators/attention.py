@@ -43,6 +43,9 @@ _CHUNK = 8
 #: Short heads need loads four heads ahead (S 512: 91 us with 8, 86 with 12).
 _LAG, _AHEAD = 3, 12
 
+#: Share of the shares below and of the head start that a mask or a bias leaves.
+_PLANES_LEAVE = 0.5
+
 #: Groups capped together, and their share of SBUF.
 _BATCH, _BATCH_SHARE = 16, 0.25
 
@@ -95,12 +98,17 @@ def _configure(axes: Axes, dtype: str, spec: CoreSpec) -> AttentionConfig:
     itemsize = as_dtype(dtype).itemsize
     slices = math.ceil(axes["D"] / spec.partitions)
     tile = (spec.partitions * slices + axes["E"] + 1) * itemsize
-    chunk = max(1, min(_CHUNK, int(spec.sbuf_usable_bytes * _CHUNK_SHARE) // tile))
+    # A mask, its form as an operand, and a bias, for a block of queries.
+    plane = spec.moving_fmax * (3 * ("P" in axes) + itemsize * ("R" in axes))
+    widest = max(tile, plane)
+    chunk = max(1, min(_CHUNK, int(spec.sbuf_usable_bytes * _CHUNK_SHARE) // widest))
     keys = math.ceil(axes["N"] / spec.partitions) * tile
     # A block of queries may be a single group, with loads of its own.
     head = (math.ceil(axes["M"] / spec.partitions) + math.ceil(axes["N"] / spec.partitions)) * tile
     blocks = math.ceil(axes["M"] / spec.moving_fmax)
     room = int(spec.sbuf_usable_bytes * _AHEAD_SHARE * blocks) // head
+    # What a mask or a bias needs of SBUF comes from everything else.
+    left = _PLANES_LEAVE if plane else 1.0
     group = 4 * spec.moving_fmax * max(1, (spec.psum_banks - _output_banks(spec)) // 2)
     section = max(1, int(spec.sbuf_usable_bytes * _SECTION_SHARE) // 8)
     return AttentionConfig(
@@ -108,10 +116,10 @@ def _configure(axes: Axes, dtype: str, spec: CoreSpec) -> AttentionConfig:
         whole=max(1, (spec.psum_banks - _shared_banks(axes["E"], spec)) // 2),
         join=2,
         lag=_LAG,
-        batch=max(1, min(_BATCH, int(spec.sbuf_usable_bytes * _BATCH_SHARE) // group)),
-        ahead=min(_AHEAD, room),
+        batch=max(1, min(_BATCH, int(spec.sbuf_usable_bytes * _BATCH_SHARE * left) // group)),
+        ahead=int(min(_AHEAD, room) * left),
         chunk=chunk,
-        resident=keys <= int(spec.sbuf_usable_bytes * _RESIDENT_SHARE),
+        resident=keys <= int(spec.sbuf_usable_bytes * _RESIDENT_SHARE * left),
         fill=axes["D"] % spec.partitions != 0,
         section=section,
         hwdge=spec.generation >= 3,

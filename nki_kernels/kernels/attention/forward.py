@@ -41,6 +41,7 @@ from nki_kernels.kernels.attention.exact import exact_attention
 from nki_kernels.kernels.attention.loads import Loads
 from nki_kernels.kernels.attention.masks import Masks
 from nki_kernels.kernels.attention.plan import block_of, groups_of, pieces_of, spans
+from nki_kernels.kernels.attention.planes import Planes, fit
 from nki_kernels.kernels.attention.segments import Segments
 from nki_kernels.kernels.attention.sums import Sums
 
@@ -102,9 +103,9 @@ def attention(q, k, v, sinks, mask, bias, rule, out_dtype, config):
     slopes = None
     if rule.slopes and sinks is None and is_causal(rule):
         slopes = Slopes(rule, rows, k.shape[2])
-    extras = {"sinks": sinks, "slopes": slopes, "segments": None}
-    if mask is not None or bias is not None or (rule.slopes and slopes is None):
-        exact_attention(q, k, v, {**extras, "mask": mask, "bias": bias}, (out, lse), rule, config)
+    extras = {"sinks": sinks, "slopes": slopes, "segments": None, "mask": mask, "bias": bias}
+    if not fit(mask, rule) or (rule.slopes and slopes is None):
+        exact_attention(q, k, v, extras, (out, lse), rule, config)
         return out, lse
     _twice(q, k, v, extras, (out, lse), rule, config)
     return out, lse
@@ -131,7 +132,7 @@ def attention_varlen(q, k, v, boundaries, rule, out_dtype, config):
     out = nl.ndarray((batch, heads, rows, v.shape[3]), dtype=out_dtype, buffer=nl.shared_hbm)
     lse = nl.ndarray((batch, heads, rows), dtype=nl.float32, buffer=nl.shared_hbm)
     segments = Segments(boundaries, rows, config)
-    extras = {"sinks": None, "slopes": None, "segments": segments}
+    extras = {"sinks": None, "slopes": None, "segments": segments, "mask": None, "bias": None}
     _twice(q, k, v, extras, (out, lse), rule, config)
     return out, lse
 
@@ -141,8 +142,7 @@ def _twice(q, k, v, extras, results, rule, config):
     wrong = _optimistic(q, k, v, extras, results, rule, config)
 
     def again(_):
-        exact = {**extras, "mask": None, "bias": None}
-        exact_attention(q, k, v, exact, results, rule, config)
+        exact_attention(q, k, v, extras, results, rule, config)
 
     nl.fori_loop(0, wrong, again)
 
@@ -155,7 +155,7 @@ def _optimistic(q, k, v, extras, results, rule, config):
     """
     steps = _steps(q, k, v, rule, config)
     loads = Loads(q, k, v, steps, rule, config)
-    masks = Masks(rule)
+    masks, planes = Masks(rule), Planes(extras["mask"], extras["bias"], config)
     sums = Sums(q, k, extras, results, rule, config)
     outputs = Outputs(v.shape[3])
     lagging, scores = [], []
@@ -163,9 +163,12 @@ def _optimistic(q, k, v, extras, results, rule, config):
     for at in range(len(steps) + config.lag):
         if at < len(steps):
             if at % batch == 0:
-                loads.run_to(at + batch - 1 + config.ahead)
-                scores = [_scores(step, rule) for step in steps[at : at + batch]]
-            lagging.append(_exponentials(steps[at], scores[at % batch], rule, masks, extras))
+                for step in loads.run_to(at + batch - 1 + config.ahead):
+                    planes.load(step)
+                scores = [_scores(step, rule, planes) for step in steps[at : at + batch]]
+            scale = rule.softcap or rule.scale
+            s, scale = planes.add(scores[at % batch], scale, steps[at])
+            lagging.append(_exponentials(steps[at], s, scale, masks, extras))
             scores[at % batch] = None
         if at >= config.lag:
             step = steps[at - config.lag]
@@ -173,7 +176,7 @@ def _optimistic(q, k, v, extras, results, rule, config):
             _multiply(o, step, lagging[at - config.lag], v.shape[3])
             lagging[at - config.lag] = None
             if step["last"]:
-                sums.finish(o, step, v.shape[3])
+                sums.finish(o, step, v.shape[3], planes.attending(step))
             if step["head"] is not None:
                 sums.close(step["head"])
             loads.done(at - config.lag)
@@ -228,7 +231,7 @@ def _steps(q, k, v, rule, config):
     return steps
 
 
-def _scores(step, rule):
+def _scores(step, rule, planes):
     """Return the scores of a group, [keys, columns]: raw in PSUM, or tanh of the capped in SBUF."""
     group, tiles = step["group"], step["tiles"]
     keys, used = group["keys"], group["used"]
@@ -243,6 +246,7 @@ def _scores(step, rule):
                 moving=tiles["q"][number][:, tiles["q_at"] + left : tiles["q_at"] + right],
                 accumulate=number > 0,
             )
+        planes.hide(s, step, piece)
     if not rule.softcap:
         return s
     capped = nl.ndarray((keys, used), dtype=nl.float32, buffer=nl.sbuf)
@@ -250,10 +254,9 @@ def _scores(step, rule):
     return capped
 
 
-def _exponentials(step, scores, rule, masks, extras):
-    """Return exp(scores) of a group, [keys, columns], masked."""
+def _exponentials(step, scores, scale, masks, extras):
+    """Return exp(scale * scores) of a group, [keys, columns], masked."""
     keys, used = scores.shape
-    scale = rule.softcap or rule.scale
     p = nl.ndarray((keys, used), dtype=step["tiles"]["p_dtype"], buffer=nl.sbuf)
     if extras["slopes"] is None:
         nisa.activation(dst=p, op=nl.exp, data=scores, scale=scale)

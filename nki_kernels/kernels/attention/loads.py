@@ -35,14 +35,17 @@ class Loads:
         self.key_heads = max(1, self.size // k.shape[2]) if whole and config.resident else 1
 
     def run_to(self, last):
-        """Issue the loads of all groups up to number `last`."""
+        """Issue the loads of all groups up to number `last`; return these steps."""
+        first = self.issued
         while self.issued < len(self.steps) and self.issued <= last:
             self._issue(self.steps[self.issued])
             self.issued += 1
+        return self.steps[first : self.issued]
 
     def done(self, number):
         """Let go of the tiles of a group."""
         self.steps[number]["tiles"] = None
+        self.steps[number]["planes"] = None
 
     def _issue(self, step):
         config, size = self.config, self.size

@@ -40,13 +40,18 @@ class Sums:
         self.joined = None
         # A window keeps GpSimd busy with masks, and its blocks take less time than a DMA's issue.
         self.shared = rule.left is None
-        # Tests of sequences take all of Vector.
-        self.busy = extras["segments"] is not None
+        # Tests of sequences and biases take all of Vector.
+        self.busy = extras["segments"] is not None or extras["bias"] is not None
+        self.masked = extras["mask"] is not None
+        self.some = None
         self.together = 1 if rule.left is None else config.join
         self.turn = 0
 
-    def finish(self, o, step, depth):
-        """Divide the output tiles of a block by their row sums, store them, keep the sums."""
+    def finish(self, o, step, depth, some):
+        """Divide the output tiles of a block by their row sums, store them, keep the sums.
+
+        `some`, [queries, output tiles] or None, is -1 where a mask hides all keys, else 0.
+        """
         b, h = step["q"]
         number = b * self.heads + h
         if self.section is None:
@@ -58,6 +63,9 @@ class Sums:
         live = [not self._dead(first + n) for n in range(count)]
         even = (stop - start) == count * rows and sum(live) == count
         column = (number - self.section) * len(self.tiles) + first
+        if some is not None:
+            target = self.some[: some.shape[0], column : column + some.shape[1]]
+            nisa.tensor_copy(dst=target, src=some)
         if even and rows == sub:
             self._join(o, number * self.out.shape[2] + start, column, count)
             return
@@ -104,6 +112,9 @@ class Sums:
         # Rows that no tile fills must pass the test.
         nisa.memset(dst=self.sums, value=1.0, engine=nisa.engine.gpsimd)
         nisa.memset(dst=self.checks, value=0.0, engine=nisa.engine.gpsimd)
+        if self.masked:
+            self.some = nl.ndarray((self.sub, columns), dtype=nl.float32, buffer=nl.sbuf)
+            nisa.memset(dst=self.some, value=0.0, engine=nisa.engine.gpsimd)
 
     def _join(self, o, row, column, count):
         """Take whole output tiles, the first at `row` of all rows; store when enough are there."""
@@ -198,6 +209,10 @@ class Sums:
         sums = self.sums[:, :used]
         for column in range(used):
             self._settle(column, 1.0, sums)
+        if self.masked and self.sinks is None:
+            # A row without keys has the sum 1 for now.
+            some = self.some[:, :used]
+            nisa.tensor_tensor(dst=sums, data1=sums, data2=some, op=nl.subtract)
         self._test(sums, self.checks[:, :used])
         nisa.tensor_scalar(dst=sums, data=sums, op0=nl.minimum, operand0=2 * MOST)
         nisa.activation(dst=sums, op=nl.log, data=sums)
@@ -205,6 +220,13 @@ class Sums:
             for number in range(heads):
                 columns = sums[:, number * len(self.tiles) : (number + 1) * len(self.tiles)]
                 self.slopes.correct(columns, (self.section + number) % self.heads)
+        if self.masked and self.sinks is None:
+            # No immediate is infinite, but ten times the largest is.
+            nisa.tensor_scalar(
+                dst=some, data=some, op0=nl.multiply, operand0=3.0e38, op1=nl.multiply,
+                operand1=10.0,
+            )  # fmt: skip
+            nisa.tensor_tensor(dst=sums, data1=sums, data2=some, op=nl.add)
         for column in range(used):
             self._settle(column, _MINUS_INFINITY, sums)
         self._store_sums(sums)
