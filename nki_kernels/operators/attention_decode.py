@@ -62,6 +62,8 @@ def _needed(
     columns = tokens + (1 if "S" in axes and axes["S"] % spec.partitions else 0)
     keys, values = (heads * columns * axes[letter] * stored for letter in "DE")
     scores = heads * columns * each * (4 * 2 + itemsize)
+    if 2 * each >= spec.partitions:
+        scores += heads * columns * each * 3  # the maxima of halves
     turned = (lag + 2) * slices * spec.psum_bank_bytes
     queries = 2 * rows * slices * itemsize
     queries += 2 * math.ceil(rows / spec.partitions) * axes["D"] * itemsize

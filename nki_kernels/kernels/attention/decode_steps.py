@@ -247,8 +247,26 @@ class Rows:
         self.scores = scores
         highest = nl.ndarray((scores.shape[0], self.columns), dtype=nl.float32, buffer=nl.sbuf)
         into = highest.reshape_dim(1, (scores.shape[1], scores.shape[3]))
+        count = scores.shape[2]
+        if 2 * scores.shape[3] >= nl.tile_size.pmax and count > 1:
+            # A reduction steps over a row of scores each time, which costs Vector twice as much.
+            scores = self._halved(scores, nl.maximum)
         nisa.tensor_reduce(dst=into, op=nl.maximum, data=scores.permute((0, 1, 3, 2)), axis=3)
         self.highest = highest
+
+    def _halved(self, data, op):
+        """Return data [rows, heads, n, columns] reduced to n = 1, half by half."""
+        while data.shape[2] > 1:
+            rows, heads, count, columns = data.shape
+            half = (count + 1) // 2
+            less = nl.ndarray((rows, heads, half, columns), dtype=nl.float32, buffer=nl.sbuf)
+            left, right = data[:, :, 0 : count - half, :], data[:, :, half:count, :]
+            nisa.tensor_tensor(dst=less[:, :, 0 : count - half, :], data1=left, data2=right, op=op)
+            if count % 2 == 1:
+                middle = data[:, :, half - 1, :]
+                nisa.tensor_copy(dst=less[:, :, half - 1, :], src=middle)
+            data = less
+        return data
 
     def turn(self, constants):
         """Find the maximum over all keys, and place it on a diagonal [columns, columns]."""
