@@ -180,7 +180,7 @@ def experts(
     interleaved: bool = False,
     limit: float | None = None,
     alpha: float = 1.702,
-    rounded_rows: bool = True,
+    rounded_rows: bool | None = None,
 ) -> Reference:
     """Apply to each token the experts it chose, in float64 but for two rounding points.
 
@@ -202,7 +202,7 @@ def experts(
         interleaved: gate and up alternate along the columns; else gate comes first.
         limit: f(g, u) = g' * sigmoid(alpha * g') * (u' + 1), both clamped; else activation(g) * u.
         alpha: see limit.
-        rounded_rows: rows are rounded to the dtype of x; else they stay float32 sums.
+        rounded_rows: rows are rounded to the dtype of x, or stay float32 sums; None allows both.
     """
     value = np.zeros((x.shape[0], down.shape[2]))
     magnitude = np.zeros_like(value)
@@ -222,6 +222,9 @@ def experts(
             terms = terms + np.abs(down_bias[expert].astype(np.float64))
         if rounded_rows:
             sums, terms = _round_again(sums, terms, x)
+        elif rounded_rows is None:
+            near, terms = _round_again(sums, terms, x)
+            terms = terms + np.abs(near - sums) / _STEP_UNIT
         factor = scores[token, choice].astype(np.float64)[:, None]
         np.add.at(value, token, factor * sums)
         np.add.at(magnitude, token, np.abs(factor) * terms)
