@@ -19,15 +19,15 @@ no permuted copy of x exists; results go to sorted rows in HBM, and GpSimd's gat
 limit the end: T * K descriptors of 16 ns.
 
 Budget (model, trn2, 4096 tokens; us), Qwen3-30B-A3B with a load of Zipf 1.1, ideal 3934: schedule
-274 (Vector 183, PE 92), loops 6260 (PE 5540 of it: padding to row tiles, turning rows and features;
-DMA 5500 at its peak, the weights of each block and rows in and out), combine 645 (GpSimd's
+274 (Vector 183, PE 92), loops 6260 (PE 5520 of it: padding to row tiles, turning rows and features;
+DMA 4950 at its peak, the weights of each block and rows in and out), combine 645 (GpSimd's
 descriptors 635, Vector 558). 45,628 instructions run. Mixtral, ideal 36,720: loops 42,100, PE
 42,000, 222,015 instructions; its tails of a few rows each take the time of their weights, 1 ms.
 All tokens to K experts take what even loads take (1.00 to 1.01): the blocks are the same.
 
 Measured on the way, Qwen3: rows of a body's first block loaded inside it 7.93 ms, carried over from
-the body before 7.66; a store per row tile 7.63, per wave 7.40 (stores to run-time addresses wait for
-each other); one-hot rows a tile ahead of PE and in bfloat16 7.19.
+the body before 7.66; a store per row tile 7.63, per wave 7.40 (stores to run-time addresses of one
+tensor wait for each other); one-hot rows a tile ahead of PE and in bfloat16 7.19.
 """
 
 from __future__ import annotations
