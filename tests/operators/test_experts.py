@@ -361,12 +361,12 @@ def test_a_chosen_config_has_no_problems(dtype, target, t, h, i, experts, k):
 @pytest.mark.parametrize(
     ("shape", "dtype"),
     [
-        ((16, 4096, 14336, 2, 2), "bfloat16"),
-        ((128, 7168, 2048, 8, 8), "float16"),
-        ((1024, 4096, 1024, 8, 2), "bfloat16"),
-        ((256, 2048, 768, 64, 2), "bfloat16"),
-        ((512, 2880, 2880, 4, 4), "float32"),
-        ((256, 7168, 2048, 4, 2), "bfloat16"),
+        ((1, 4096, 14336, 1, 1), "bfloat16"),
+        ((128, 7168, 2048, 2, 2), "float16"),
+        ((512, 4096, 1024, 4, 1), "bfloat16"),
+        ((256, 2048, 768, 16, 2), "bfloat16"),
+        ((256, 2880, 2880, 2, 2), "float32"),
+        ((256, 7168, 2048, 2, 2), "bfloat16"),
     ],
 )
 def test_what_passes_the_limits_fits(shape, dtype):
