@@ -66,11 +66,10 @@ def attention(
         window: attend only keys j > i - window, and, without `causal`, j < i + window.
         sinks: [H] float32, one more logit per head, without a value.
         mask: bool, [B, H, M, N], B and H may be 1: True to attend.
-        bias: likewise of the dtype of `q`: added to the scores. A mask costs half as much again, a
+        bias: likewise of the dtype of `q`: added to the scores. A mask costs three quarters, a
             bias a third; a mask with a softcap takes the slower path.
-        slopes: ALiBi: one number per query head, constants of the kernel; what i is follows
-            `align`. With `causal` and without sinks it costs 16 % at slopes up to 0.11 and 68 % in
-            heads of 0.11 to 0.46; else it takes the slower path. `attention_backward` has none.
+        slopes: ALiBi: a number per query head, constants of the kernel; `align` says what i is.
+            Causal without sinks it costs 16 % at slopes to 0.11, 68 % to 0.46; else slow.
         scale: None is 1 / sqrt(D).
         softcap: None is no cap.
         config: tuning of the kernel; None lets the operator choose. It never changes the

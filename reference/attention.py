@@ -96,11 +96,9 @@ def attention(
     if softcap:
         s = softcap * np.tanh(s / softcap)
         # tanh shortens errors; its result and the cap round once more, counted with |s| below.
-    far = np.zeros_like(s[0])
+    far: Any = 0.0
     if slopes is not None:
-        shift = k.shape[2] - q.shape[2] if pattern.get("align") == "bottom-right" else 0
-        places = np.arange(q.shape[2])[:, None] + shift - np.arange(k.shape[2])
-        far = np.asarray(slopes, np.float32).astype(np.float64)[:, None, None] * np.abs(places)
+        far = _distances(q.shape[2], k.shape[2], slopes, pattern.get("align"))
         s = s - far
     if bias is not None:
         s = s + np.asarray(bias, dtype=np.float64)
@@ -143,6 +141,16 @@ def attention_varlen(
     number = np.searchsorted(cu_seqlens, np.arange(q.shape[2]), side="right")
     same = number[:, None] == number
     return attention(q, k, v, None, same[None, None], None, **options)
+
+
+def _distances(
+    rows: int, keys: int, slopes: Sequence[float], align: str | None
+) -> npt.NDArray[np.float64]:
+    """Return slopes[h] * |i - j|, [H, rows, keys]."""
+    shift = keys - rows if align == "bottom-right" else 0
+    places = np.abs(np.arange(rows)[:, None] + shift - np.arange(keys))
+    factors = np.asarray(slopes, dtype=np.float32).astype(np.float64)
+    return np.asarray(factors[:, None, None] * places)
 
 
 def _chain(terms: int, depth: int) -> int:
