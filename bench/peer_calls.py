@@ -14,7 +14,9 @@ import nki.isa as nisa
 import nki.language as nl
 import numpy as np
 
+from bench.moe import expert_choices
 from nki_kernels.machine.tensor import Abstract
+from nki_kernels.operators import OPERATORS
 from nki_kernels.operators.contract import Axes
 
 #: The kernel and its arguments by name.
@@ -207,21 +209,22 @@ def router_topk_turned(module: Any, axes: Axes, lnc: int) -> Called:
     return router_topk(module, axes, lnc, turned=True)
 
 
-def _uniform(tokens: int, experts: int, top_k: int) -> Any:
-    """Experts of every token, each expert equally often."""
-    return (np.arange(tokens * top_k, dtype=np.int32) % experts).reshape(tokens, top_k)
+def _choices(axes: Axes) -> Any:
+    """The experts of every token that our operator is timed with."""
+    op = OPERATORS["experts"]
+    return expert_choices(op.input_shapes(axes), _DTYPE, 0)[1]
 
 
 def moe_tkg(module: Any, axes: Axes, lnc: int) -> Called:
     """The selected experts of a few tokens, weighted after them."""
-    tokens, hidden, inner, experts, top_k = (axes[letter] for letter in "THIEK")
+    tokens, hidden, inner, experts = (axes[letter] for letter in "THIE")
     after = module.ExpertAffinityScaleMode.POST_SCALE
     return module.moe_tkg, {
         "hidden_input": _array(tokens, hidden),
         "expert_gate_up_weights": _array(experts, hidden, 2, inner),
         "expert_down_weights": _array(experts, inner, hidden),
         "expert_affinities": _array(tokens, experts),
-        "expert_index": _uniform(tokens, experts, top_k),
+        "expert_index": _choices(axes),
         "is_all_expert": False,
         "expert_affinities_scaling_mode": after,
     }
@@ -232,7 +235,7 @@ def moe_cte(module: Any, axes: Axes, lnc: int) -> Called:
     tokens, hidden, inner, experts, top_k = (axes[letter] for letter in "THIEK")
     # The blocks it takes; the smaller one where an expert's rows would not fill the larger.
     size = 512 if tokens * top_k // experts >= 512 else 256
-    order, owner = schedule(_uniform(tokens, experts, top_k), experts, size)
+    order, owner = schedule(_choices(axes), experts, size)
     return module.moe_cte, {
         "hidden_states": _array(tokens, hidden),
         "expert_affinities_masked": _array(tokens * experts, 1),
