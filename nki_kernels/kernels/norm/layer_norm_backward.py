@@ -1,4 +1,14 @@
-"""Gradients of layer normalization over the last axis."""
+"""Gradients of layer normalization over the last axis.
+
+Limits: Vector, Scalar and GpSimd together, in bfloat16 (model, ns per column of a row tile): Vector
+1.04 each for s * dy and for dx, 1.24 per column of bn_stats; Scalar 0.83 each for two row sums and
+s's part of dx, 1.67 per column of statistics; GpSimd 1.67 each for the two products with the
+weight, or Vector 1.04 each. Balanced 3.0, where DMA needs 2.09. With what instructions cost beside
+their columns Vector, Scalar and GpSimd are busy 15.0, 15.3 and 13.5 us per [128, 4096]: evenly
+shared 14.6, which with 25 us of start, first and last row tile is 55 % of the DMA roofline at
+[4096, 4096]. The config reaches 52 (527 us). Row sums on PE would need s and dy with columns on
+partitions; dx on PE mixes rows.
+"""
 
 from __future__ import annotations
 
@@ -97,14 +107,7 @@ def layer_norm_backward(dy, x, weight, eps, out_dtype, config):
     Data flow: HBM -> SBUF [P, H] -> Scalar and Vector (statistics) -> Vector (s * dy), GpSimd
         (products with the weight) -> PE (dweight, dbias) and Scalar (row sums, s's part of dx)
         -> Vector (dx) -> HBM.
-    Limits: Vector, Scalar and GpSimd together, in bfloat16 (model, ns per column of a row tile):
-        Vector 1.04 each for s * dy and for dx, 1.24 per column of bn_stats; Scalar 0.83 each for
-        two row sums and s's part of dx, 1.67 per column of statistics; GpSimd 1.67 each for the two
-        products with the weight, or Vector 1.04 each. Balanced 3.0, where DMA needs 2.09. With what
-        instructions cost beside their columns Vector, Scalar and GpSimd are busy 15.0, 15.3 and
-        13.5 us per [128, 4096]: evenly shared 14.6, which with 25 us of start, first and last row
-        tile is 55 % of the DMA roofline at [4096, 4096]. The config reaches 52 (527 us).
-        Row sums on PE would need s and dy with columns on partitions; dx on PE mixes rows.
+    Limits: at the top of this file.
     """
     rows, size = x.shape
     dx = nl.ndarray((rows, size), dtype=out_dtype, buffer=nl.shared_hbm)
