@@ -86,6 +86,19 @@ def _mla(
     return _decode(paged, False, q, rows, values, *others, scale=scale, window=window)
 
 
+def _merge(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> Tensors:
+    """Merge the attentions of the same queries over two sets of keys; -inf attends nothing."""
+    wide = wide_type(out_a)
+    logs = torch.stack((lse_a.to(wide), lse_b.to(wide)))
+    top = logs.amax(0)
+    shifted = torch.exp(logs - top.masked_fill(top == -float("inf"), 0.0))
+    total = shifted.sum(0)
+    a, b = (shifted / total.masked_fill(total == 0, 1.0)).unsqueeze(-1)
+    lse = total.log() + top
+    out = a * out_a.to(wide) + b * out_b.to(wide)
+    return out.to(out_a.dtype), lse.to(torch.float32)
+
+
 def _write(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, starts: Tensor) -> Tensors:
     sequence = torch.arange(k.shape[0], device=k.device)[:, None]
     at = starts.long()[:, None] + torch.arange(k.shape[2], device=k.device)
@@ -139,6 +152,7 @@ ROWS = (
     _decode_row(OPERATORS["attention_chunked_prefill"], paged=True),
     _mla_row("mla_decode", paged=False),
     _mla_row("mla_decode_paged", paged=True),
+    Row(op=OPERATORS["merge_attention"], options="", notes=(), plain=_merge),
     _write_row(KV_CACHE_WRITE, _write),
     _write_row(KV_CACHE_WRITE_PAGED, _write_paged),
 )

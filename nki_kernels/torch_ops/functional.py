@@ -21,6 +21,7 @@ from nki_kernels.torch_ops import functions as ops
 __all__ = [
     "flash_attn_func",
     "flash_attn_varlen_func",
+    "group_norm",
     "grouped_mm",
     "layer_norm",
     "linear",
@@ -82,15 +83,13 @@ def scaled_dot_product_attention(
         ShapeError: heads or batches that do not fit each other.
     """
     _refuse("scaled_dot_product_attention", dropout_p=dropout_p)
-    lead = query.shape[:-2]
     heads = _heads(query, key, enable_gqa)
     batch = _broadcast(*(x.shape[:-3] for x in (query, key, value)))
     q, k, v = (_four(x, batch) for x in (query, key, value))
     mask, bias = mask_and_bias(attn_mask, query, (*batch, heads, query.shape[-2], key.shape[-2]))
     out, _ = ops.attention(q, k, v, None, mask, bias, causal=is_causal, scale=scale)
-    if query.dim() > 3:
-        return out.reshape(*batch, heads, *out.shape[-2:])
-    return out.reshape(*lead, *out.shape[-2:])
+    front = (*batch, heads) if max(x.dim() for x in (query, key, value)) > 2 else ()
+    return out.reshape(*front, *out.shape[-2:])
 
 
 def _broadcast(*shapes: Sequence[int]) -> torch.Size:
@@ -300,6 +299,19 @@ def layer_norm(
     rows = _rows(input, normalized_shape, "layer_norm")
     flat = (None if p is None else p.reshape(-1) for p in (weight, bias))
     return ops.layer_norm(rows, *flat, eps=eps).reshape(input.shape)
+
+
+def group_norm(
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = DEFAULT_EPS["layer_norm"],
+) -> Tensor:
+    """`torch.nn.functional.group_norm`, of [N, C, ...]."""
+    rows = input.reshape(*input.shape[:2], math.prod(input.shape[2:]))
+    y = ops.group_norm(rows, weight, bias, num_groups=num_groups, eps=eps)
+    return y.reshape(input.shape)
 
 
 def rms_norm(

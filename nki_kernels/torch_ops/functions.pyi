@@ -432,6 +432,42 @@ def gated_mlp_backward(
         ValueError: an unknown backend; an option or values that the contract excludes.
     """
 
+def gated_mlp_backward_kept(
+    dy: Tensor,
+    x: Tensor,
+    gate: Tensor,
+    up: Tensor,
+    down: Tensor,
+    x_gate: Tensor,
+    x_up: Tensor,
+    *,
+    activation: str = "silu",
+    out_dtype: torch.dtype | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """gradients of y = (activation(x·gateᵀ) * (x·upᵀ))·downᵀ, from x_gate = x·gateᵀ and x_up = x·upᵀ
+
+    Args:
+        dy [T, H]: bfloat16 | float16 | float32; any strides.
+        x [T, H]: bfloat16 | float16 | float32; any strides.
+        gate [I, H]: bfloat16 | float16 | float32; any strides.
+        up [I, H]: bfloat16 | float16 | float32; any strides.
+        down [H, I]: bfloat16 | float16 | float32; any strides.
+        x_gate [T, I]: bfloat16 | float16 | float32; any strides.
+        x_up [T, I]: bfloat16 | float16 | float32; any strides.
+        activation: relu, silu, gelu, gelu_tanh.
+        out_dtype: dtype of the results; None means that of x.
+        backend: neuron, simulator, torch; None means what use() or
+            NKI_SIMULATOR asks for, else the default of the tensors' device.
+
+    Returns:
+        dx [T, H], dgate [I, H], dup [I, H], ddown [H, I]; new, dense.
+
+    Raises:
+        BackendError: the backend asked for cannot run the call.
+        ValueError: an unknown backend; an option or values that the contract excludes.
+    """
+
 def norm_linear(
     x: Tensor,
     norm_weight: Tensor | None,
@@ -734,6 +770,36 @@ def add_layer_norm(
 
     Returns:
         total [N, H], y [N, H]; new, dense.
+
+    Raises:
+        BackendError: the backend asked for cannot run the call.
+        ValueError: an unknown backend; an option or values that the contract excludes.
+    """
+
+def group_norm(
+    x: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    num_groups: int,
+    eps: float = 1e-05,
+    out_dtype: torch.dtype | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """y[n, c, s] = (x[n, c, s] - mean) / sqrt(var + eps) * weight[c] + bias[c], by group
+
+    Args:
+        x [N, C, S]: bfloat16 | float16 | float32; any strides.
+        weight [C]: bfloat16 | float16 | float32; any strides.
+        bias [C]: bfloat16 | float16 | float32; any strides.
+        num_groups: groups of neighbouring channels; it divides C.
+        eps: added to the mean square or the variance.
+        out_dtype: dtype of the result; None means that of x.
+        backend: neuron, simulator, torch; None means what use() or
+            NKI_SIMULATOR asks for, else the default of the tensors' device.
+
+    Returns:
+        y [N, C, S]; new, dense.
 
     Raises:
         BackendError: the backend asked for cannot run the call.
@@ -1252,6 +1318,32 @@ def mla_decode_paged(
         value_size: columns of a row of the cache that are its value.
         scale: None is 1 / sqrt(D).
         window: keys a query attends, counted back from its own; None is no limit.
+        backend: neuron, simulator, torch; None means what use() or
+            NKI_SIMULATOR asks for, else the default of the tensors' device.
+
+    Returns:
+        out [B, H, T, E], lse [B, H, T]; new, dense.
+
+    Raises:
+        BackendError: the backend asked for cannot run the call.
+        ValueError: an unknown backend; an option or values that the contract excludes.
+    """
+
+def merge_attention(
+    out_a: Tensor,
+    lse_a: Tensor,
+    out_b: Tensor,
+    lse_b: Tensor,
+    *,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """out = e^(la - l) a + e^(lb - l) b, l = log(e^la + e^lb), by row
+
+    Args:
+        out_a [B, H, T, E]: bfloat16 | float16 | float32; any strides.
+        lse_a [B, H, T]: float32; any strides.
+        out_b [B, H, T, E]: bfloat16 | float16 | float32; any strides.
+        lse_b [B, H, T]: float32; any strides.
         backend: neuron, simulator, torch; None means what use() or
             NKI_SIMULATOR asks for, else the default of the tensors' device.
 

@@ -49,13 +49,21 @@ def gated_mlp_backward(
     gate: Tensor,
     up: Tensor,
     down: Tensor,
+    x_gate: Tensor | None = None,
+    x_up: Tensor | None = None,
     *,
     activation: str = "silu",
     out_dtype: torch.dtype | None = None,
 ) -> Tensors:
-    """dx, dgate, dup and ddown of `gated_mlp`, rounded as the kernel does."""
+    """dx, dgate, dup and ddown of `gated_mlp`, rounded as the kernel does.
+
+    `x_gate` and `x_up` are x·gateᵀ and x·upᵀ, where they were kept.
+    """
     narrow, wide = x.dtype, wide_type(x)
-    g, u = (torch.mm(x.to(wide), w.to(wide).t()) for w in (gate, up))
+    g, u = (
+        torch.mm(x.to(wide), weight.to(wide).t()) if kept is None else kept.to(wide)
+        for weight, kept in ((gate, x_gate), (up, x_up))
+    )
     dh, active = torch.mm(dy.to(wide), down.to(wide)), ACTIVATIONS[activation](g)
     hidden, du = ((part * active).to(narrow).to(wide) for part in (u, dh))
     dg = ACTIVATION_GRADIENTS[activation](dh * u, g).to(narrow).to(wide)
@@ -103,11 +111,9 @@ def _row(name: str, flip: bool) -> Row:
     )
 
 
-ROWS = (
-    _row("gated_mlp", True),
-    _row("gated_mlp_kn", False),
-    Row(
-        op=OPERATORS["gated_mlp_backward"],
+def _backward_row(name: str) -> Row:
+    return Row(
+        op=OPERATORS[name],
         options="str activation='silu', ScalarType? out_dtype=None",
         notes=(
             f"activation: {', '.join(ACTIVATIONS)}.",
@@ -115,5 +121,11 @@ ROWS = (
         ),
         plain=gated_mlp_backward,
         backward=derivative(gated_mlp_backward),
-    ),
+    )
+
+
+ROWS = (
+    _row("gated_mlp", True),
+    _row("gated_mlp_kn", False),
+    *(_backward_row(name) for name in ("gated_mlp_backward", "gated_mlp_backward_kept")),
 )

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from nki_kernels.torch_ops import functional
 
-__all__ = ["LayerNorm", "Linear", "RMSNorm"]
+__all__ = ["GroupNorm", "LayerNorm", "Linear", "RMSNorm"]
 
 
 class Linear(nn.Linear):
@@ -23,6 +23,14 @@ class LayerNorm(nn.LayerNorm):
     def forward(self, input: Tensor) -> Tensor:
         """Return the normalized input."""
         return functional.layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
+
+
+class GroupNorm(nn.GroupNorm):
+    """`torch.nn.GroupNorm` by the op `group_norm`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the normalized input."""
+        return functional.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
 
 
 class RMSNorm(nn.RMSNorm):

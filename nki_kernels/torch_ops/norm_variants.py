@@ -4,7 +4,8 @@
     dx = dresidual = dtotal + the gradient through the norm, by the op of that norm's gradient
 
 `rms_norm_llama` rounds the normalized row before the weight, `rms_norm_gemma` multiplies by
-1 + weight in float32. The gradients of both are `rms_norm_backward`; rounding has none.
+1 + weight in float32. The gradients of both are `rms_norm_backward`; rounding has none. That of
+`group_norm` is PyTorch's derivative of the formula, on every backend and not counted.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from nki_kernels.operators import OPERATORS
 from nki_kernels.operators.norm import DEFAULT_EPS
 from nki_kernels.torch_ops import norms
+from nki_kernels.torch_ops.derivative import derivative
 from nki_kernels.torch_ops.products import wide_type
 from nki_kernels.torch_ops.row import Calls, Grads, Row, Tensors
 
@@ -91,6 +94,21 @@ def _gemma_gradient(
     )
 
 
+def _group_norm(
+    x: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    num_groups: int,
+    eps: float = DEFAULT_EPS["layer_norm"],
+    out_dtype: torch.dtype | None = None,
+) -> Tensors:
+    wide = wide_type(x)
+    gain, shift = (None if p is None else p.to(wide) for p in (weight, bias))
+    y = torch.nn.functional.group_norm(x.to(wide), num_groups, gain, shift, eps)
+    return (y.to(out_dtype or x.dtype),)
+
+
 _NOTES = ("eps: added to the mean square or the variance.",)
 
 
@@ -119,6 +137,19 @@ def _cast_row(cast: str, plain: Any, backward: Any) -> Row:
 ROWS = (
     _add_row("rms_norm", _add_rms_norm),
     _add_row("layer_norm", _add_layer_norm),
+    Row(
+        op=OPERATORS["group_norm"],
+        options=(
+            f"int num_groups, float eps={DEFAULT_EPS['layer_norm']}, ScalarType? out_dtype=None"
+        ),
+        notes=(
+            "num_groups: groups of neighbouring channels; it divides C.",
+            *_NOTES,
+            "out_dtype: dtype of the result; None means that of x.",
+        ),
+        plain=_group_norm,
+        backward=derivative(_group_norm),
+    ),
     _cast_row("llama", _llama, _llama_gradient),
     _cast_row("gemma", _gemma, _gemma_gradient),
 )

@@ -3,7 +3,7 @@
 | name | replaces | by |
 |---|---|---|
 | linear | `torch.nn.Linear` | `linear` |
-| norm | `torch.nn.LayerNorm`, `torch.nn.RMSNorm`, any ...RMSNorm | the norms, as cast |
+| norm | `torch.nn.LayerNorm`, `GroupNorm`, `RMSNorm`, any ...RMSNorm | the norms, as cast |
 | mlp | gate_proj, up_proj, down_proj and act_fn (SwiGLU, GeGLU) | `gated_mlp` |
 | attention, experts | those of transformers models | see `huggingface.py` |
 
@@ -145,6 +145,8 @@ def _linear(module: nn.Linear) -> Callable[[Tensor], Tensor]:
 def _patch_norm(path: str, module: nn.Module, done: Patch) -> None:
     if type(module) is nn.LayerNorm:
         done.replace(path, module, "layer_norm", _layer_norm(module))
+    elif type(module) is nn.GroupNorm:
+        done.replace(path, module, "group_norm", _group_norm(module))
     elif type(module) is nn.RMSNorm:
         done.replace(path, module, "rms_norm", _torch_rms_norm(module))
     elif "RMSNorm" in type(module).__name__:
@@ -179,6 +181,12 @@ def _differing(module: nn.Module, make: Maker, width: int) -> int:
 def _layer_norm(module: nn.LayerNorm) -> Callable[[Tensor], Tensor]:
     return lambda input: functional.layer_norm(
         input, module.normalized_shape, module.weight, module.bias, module.eps
+    )
+
+
+def _group_norm(module: nn.GroupNorm) -> Callable[[Tensor], Tensor]:
+    return lambda input: functional.group_norm(
+        input, module.num_groups, module.weight, module.bias, module.eps
     )
 
 

@@ -159,6 +159,13 @@ def _mixture(columns, *biases):
     return make
 
 
+def _two_parts(dtype):
+    empty = tensor((2, 3, 5), torch.float32, 8)
+    empty[0, 0, 0] = -torch.inf
+    other = tensor((2, 3, 5), torch.float32, 9)
+    return tensor((2, 3, 5, 4), dtype), empty, tensor((2, 3, 5, 4), dtype, 1), other
+
+
 def _cache(dtype):
     return _some((2, 2, 3, 6), (2, 2, 3, 5), (2, 2, 8, 6), (2, 2, 8, 5), fixed=(_ints(0, 5),))(
         dtype
@@ -253,6 +260,11 @@ SAMPLES = (
     Sample(op="experts", make=_mixture(26, (4, 26), (4, 11)),
            options={"interleaved": True, "limit": 0.75},
            reference=lambda *x, **o: [moe.experts(*x, **o)]),
+    Sample(op="group_norm", make=_some((2, 6, 11), (6,), (6,)), options={"num_groups": 3},
+           reference=lambda *x, **o: [norm.group_norm(*x, **o)]),
+    Sample(op="merge_attention", make=_two_parts, reference=decode.merge_attention),
+    Sample(op="gated_mlp_backward_kept",
+           make=_some((9, 13), (9, 13), (19, 13), (19, 13), (13, 19), (9, 19), (9, 19))),
     Sample(op="rope", make=_some((2, 3, 7, 8), fixed=_ANGLES), options={"interleaved": True},
            reference=lambda *x, **o: [rope.rope(*x, **o)]),
     Sample(op="rope_batched", make=_some((2, 3, 7, 8), fixed=_MORE_ANGLES),

@@ -28,7 +28,15 @@ def close(got, want, op, chain=64):
 
 
 @pytest.mark.parametrize(
-    "name", ["scaled_dot_product_attention", "layer_norm", "rms_norm", "linear", "grouped_mm"]
+    "name",
+    [
+        "scaled_dot_product_attention",
+        "layer_norm",
+        "group_norm",
+        "rms_norm",
+        "linear",
+        "grouped_mm",
+    ],
 )
 def test_signatures_are_the_original_ones(name):
     mine = inspect.signature(getattr(functional, name)).parameters
@@ -186,6 +194,8 @@ def test_norms_are_the_original_ones(dtype, backend):
         pairs = [
             (functional.layer_norm(x, (4, 5), weight, bias, 0.1),
              original.layer_norm(x, (4, 5), weight, bias, 0.1)),
+            (functional.group_norm(x, 3, weight[:3, 0], bias[:3, 0]),
+             original.group_norm(x, 3, weight[:3, 0], bias[:3, 0])),
             (functional.layer_norm(x, (5,)), original.layer_norm(x, (5,))),
             (functional.rms_norm(x, (4, 5), weight), original.rms_norm(x, (4, 5), weight)),
             (functional.rms_norm(x, [5], eps=0.1), original.rms_norm(x, [5], eps=0.1)),
@@ -232,13 +242,14 @@ def test_grouped_mm_refuses_the_other_pairings():
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [("Linear", (5, 4)), ("Linear", (5, 4, False)), ("LayerNorm", (5, 0.1)),
-     ("LayerNorm", (5, 1e-5, False)), ("RMSNorm", (5,)), ("RMSNorm", ((3, 5), 0.1))],
+     ("LayerNorm", (5, 1e-5, False)), ("RMSNorm", (5,)), ("RMSNorm", ((3, 5), 0.1)),
+     ("GroupNorm", (3, 6))],
 )  # fmt: skip
 def test_modules_have_the_keys_and_the_values_of_the_original(name, arguments):
     mine, theirs = getattr(modules, name)(*arguments), getattr(torch.nn, name)(*arguments)
     for parameter in theirs.parameters():
         torch.nn.init.normal_(parameter)
     mine.load_state_dict(theirs.state_dict())
-    x = tensor((2, 3, 5), torch.float32)
+    x = tensor((2, 6, 5) if name == "GroupNorm" else (2, 3, 5), torch.float32)
     close(mine(x), theirs(x), name)
     assert sum(counters().values()) == 1

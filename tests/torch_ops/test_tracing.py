@@ -36,9 +36,7 @@ def fresh_dynamo():
 IN_PLACE = {"kv_cache_write", "kv_cache_write_paged"}
 #: Operators that PyTorch cannot call yet: this set only ever shrinks. `window_attention` is
 #: `causal_attention` with its window as an axis, for benchmarks.
-WITHOUT = {
-    "experts", "gated_mlp_backward_kept", "group_norm", "matmul_mx", "merge_attention", "window_attention",
-}  # fmt: skip
+WITHOUT = {"matmul_mx", "window_attention"}
 
 
 def test_every_operator_has_a_torch_op_or_is_known_to_have_none():
