@@ -25,7 +25,7 @@ from nki_kernels.kernels.norm.rows import (
 from nki_kernels.kernels.norm.steps import (
     add_up,
     backward_offsets,
-    load_chunk,
+    load_stages,
     multiply_columns,
     multiply_shared,
     pipeline,
@@ -99,15 +99,10 @@ def rms_norm_backward(dy, x, weight, eps, out_dtype, config):
     ready = None
     offsets = backward_offsets(len(cuts), _SLACK, config.ahead)
     for step in pipeline(len(tiles), len(cuts), offsets, config.overlap):
-        if "load_x" in step:
-            tile, chunk = tiles[step["load_x"][0]], step["load_x"][1]
-            tile["x"].append(load_chunk(x, tile["rows"], cuts[chunk], config))
-        if "load_dy" in step:
-            tile, chunk = tiles[step["load_dy"][0]], step["load_dy"][1]
-            tile["dy"].append(load_chunk(dy, tile["rows"], cuts[chunk], config))
-            if scale is None:
-                # Behind what is needed first.
-                scale = broadcast_rows(weight, min(rows, nl.tile_size.pmax), config)
+        load_stages(step, tiles, x, dy, cuts, config)
+        if scale is None and "load_dy" in step:
+            # Behind what is needed first.
+            scale = broadcast_rows(weight, min(rows, nl.tile_size.pmax), config)
         ready = store_ready(ready, config)
         if "measure" in step:
             index, chunk = step["measure"]

@@ -56,6 +56,14 @@ def load_chunk(source, rows, columns, config):
     return load_pieces(source, rows, columns, columns[1] - columns[0], config)
 
 
+def load_stages(step, tiles, x, dy, cuts, config):
+    """Issue the loads of one step of a gradient kernel."""
+    for stage, source, name in (("load_x", x, "x"), ("load_dy", dy, "dy")):
+        if stage in step:
+            tile, chunk = tiles[step[stage][0]], step[stage][1]
+            tile[name].append(load_chunk(source, tile["rows"], cuts[chunk], config))
+
+
 def load_pieces(source, rows, columns, width, config):
     """Return source[rows, columns] in SBUF, loaded in pieces of `width`, the last one first.
 
