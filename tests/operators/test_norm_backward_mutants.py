@@ -131,7 +131,7 @@ def load_the_first_rows(patch):
     def first(real, source, rows, columns, config):
         return real(source, (0, rows[1] - rows[0]), columns, config)
 
-    patch.piece("load_chunk", first)
+    patch.piece("load_chunk", first, module=steps_module)
 
 
 def keep_products_in_bfloat16(patch):
