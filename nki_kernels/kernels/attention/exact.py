@@ -2,8 +2,8 @@
 
 The plain algorithm with queries on partitions. Probabilities are exp(score - lse), at most 1, so
 nothing overflows that the result does not. PE forms the scores three times and transposes the
-probabilities: a twentieth of the speed of the optimistic kernel, whose second path this is. Masks of
-capped scores, and slopes with sinks or without `causal`, come here directly.
+probabilities: a twentieth of the speed of the optimistic kernel, whose second path this is. Masks
+of capped scores, and slopes with sinks or without `causal`, come here directly.
 """
 
 from __future__ import annotations
