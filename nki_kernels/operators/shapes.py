@@ -225,8 +225,8 @@ def _merge_cases() -> Iterator[Case]:
 
 def _mla_cases(op: str) -> Iterator[Case]:
     """DeepSeek-V3 on one core: 128 heads over 4096 rows of 512 + 64; pages of 64."""
-    axes = {"B": 4, "H": 128, "T": 1, "D": 576, "E": 512}
-    axes |= {"S": 4096} if op == "mla_decode" else {"W": 64, "P": 64, "N": 256}
+    cache = {"S": 4096} if op == "mla_decode" else {"W": 64, "P": 64, "N": 256}
+    axes = {"B": 4, "H": 128, "T": 1, **cache, "D": 576, "E": 512}
     name = "deepseek-v3:decode:attention"
     yield Case(op, name, axes, frozenset({"deepseek-v3", "decode", "attention"}))
 
