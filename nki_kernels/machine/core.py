@@ -29,7 +29,7 @@ from nki_kernels.machine.errors import (
     RuleViolation,
 )
 from nki_kernels.machine.generators import Xorwow
-from nki_kernels.machine.layout import as_address, row_major
+from nki_kernels.machine.layout import Signature, as_address, row_major
 from nki_kernels.machine.memory import Memory, uninitialized
 from nki_kernels.machine.options import NkiWarning, Options
 from nki_kernels.machine.products import Products
@@ -71,7 +71,7 @@ class _Form:
     nbytes: int
     row_bytes: int
     partitions: int
-    signature: tuple[Any, ...] | None = None
+    signature: Signature | None = None
 
 
 _PLAIN = {int}
@@ -362,7 +362,8 @@ class Run:
         """Run the body if every operand has values; note what was written either way."""
         for at in plan.writes:
             mem = args[at].mem
-            mem.touch()
+            if mem.borrowed or mem._snapshots:
+                mem.touch()
             if mem.abstract and (
                 accumulates or at in plan.updates or not mem.covers(args[at].region)
             ):

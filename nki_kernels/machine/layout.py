@@ -29,6 +29,26 @@ class Dynamic(NamedTuple):
     base: Any = None
 
 
+class Signature:
+    """Everything of a view that an operand rule or a cost may depend on: one object per content.
+
+    So the keys of instruction calls are compared and hashed by identity, which costs nothing.
+    """
+
+    __slots__ = ("parts",)
+
+    def __init__(self, parts: tuple[Any, ...]) -> None:
+        self.parts = parts
+
+
+_SIGNATURES: dict[tuple[Any, ...], Signature] = {}
+
+
+def signature_of(parts: tuple[Any, ...]) -> Signature:
+    """Return the signature with these parts."""
+    return _SIGNATURES.get(parts) or _SIGNATURES.setdefault(parts, Signature(parts))
+
+
 def is_int(value: Any) -> bool:
     """True for an int of Python or NumPy, but not for a bool."""
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)

@@ -37,7 +37,7 @@ class Memory:
     """
 
     __slots__ = (
-        "_grain", "_group_map", "_groups", "_map", "_products", "_regions", "_snapshots",
+        "_grain", "_group_map", "_groups", "_lent", "_map", "_products", "_regions", "_snapshots",
         "_visible", "abstract", "borrowed",
         "buffer", "data", "full", "loop", "nbytes", "pending", "tile", "whole", "wide",
     )  # fmt: skip
@@ -66,6 +66,8 @@ class Memory:
         #: A kernel may come to see what nothing wrote: it must then be poison in fact.
         self._visible = visible
         self._snapshots: dict[Region, Array] = {}
+        #: A snapshot is a view of the bytes: matmuls that wait for it are formed before a write.
+        self._lent = False
         self.full = False
         #: The device loops around the allocation.
         self.loop: LoopPath = ()
@@ -131,8 +133,14 @@ class Memory:
         """Return the region as float32 [rows, columns], fixed at this moment, once per content."""
         found = self._snapshots.get(region)
         if found is None or found.shape[0] != rows:
-            values = widen(self.array(region, dtype.host).reshape(rows, -1))
-            found = round_tf32(values) if dtype is tfloat32 else values
+            values = self.array(region, dtype.host).reshape(rows, -1)
+            if dtype is tfloat32:
+                found = round_tf32(values)
+            elif values.dtype == np.float32 and values.flags.c_contiguous:
+                found = values  # the bytes themselves: `touch` forms what needs them first
+                self._lent = True
+            else:
+                found = widen(values)
             self._snapshots[region] = found
         return found
 
@@ -142,6 +150,9 @@ class Memory:
 
     def touch(self) -> None:
         """Called before the values change: snapshots taken so far stay as they are."""
+        if self._lent:
+            self._lent = False
+            self._products.settle_all()
         if self._snapshots:
             self._snapshots = {}
         if self.borrowed:

@@ -110,14 +110,16 @@ def _lives(trace: Trace) -> dict[tuple[int, str], list[_Life]]:
     """
     first: dict[int, int] = {}
     last: dict[int, int] = {}
+    addressed = any(tile.address is not None for tile in trace.tiles)
     for event in trace.events:
         seq = event.seq
         for access in event.reads:
             last[access.tile.id] = seq
-            first.setdefault(access.tile.id, seq)
         for access in event.writes:
             last[access.tile.id] = seq
-            first.setdefault(access.tile.id, seq)
+        if addressed:
+            for access in (*event.reads, *event.writes):
+                first.setdefault(access.tile.id, seq)
     found: dict[tuple[int, str], list[_Life]] = {}
     for tile in trace.tiles:
         if tile.memory == "hbm" or tile.id not in last:
@@ -254,7 +256,8 @@ class _Attempt:
 
     def take(self, life: _Life) -> bool:
         """Place one tile; return False if there is no room for it."""
-        self._expire(life.start)
+        if self._ends and self._ends[0][0] < life.start:
+            self._expire(life.start)
         tile = life.tile
         if tile.address is None:
             size = self.pool.size(tile)
@@ -263,23 +266,30 @@ class _Attempt:
                 return False
             self.addresses[tile.id] = (0, at * self.pool.grain)
             self._own(life, at, at + size)
+            cost = tile.row_bytes if self.pool.memory == "sbuf" else size
         else:
             self.addresses[tile.id] = tile.address
             self._own_fixed(life, self.fixed.box[tile.id])
+            cost = self._cost(tile, 1)
         self.live[tile.id] = tile
-        self._used += self._cost(tile, 1)
-        used = min(self._used, self._full)
-        if used > self.peak:
-            self.peak, self.peak_index = used, self._index
+        self._used += cost
+        if self._used > self.peak:
+            used = min(self._used, self._full)
+            if used > self.peak:
+                self.peak, self.peak_index = used, self._index
         self._index += 1
         return True
 
     def _expire(self, now: int) -> None:
-        ends = self._ends
+        ends, sbuf = self._ends, self.pool.memory == "sbuf"
         while ends and ends[0][0] < now:
-            end, tile, a, b = heapq.heappop(ends)
+            end, number, a, b = heapq.heappop(ends)
             self.freed[a:b] = end
-            self._used -= self._cost(self.live.pop(tile), -1)
+            tile = self.live.pop(number)
+            if tile.address is None:
+                self._used -= tile.row_bytes if sbuf else b - a
+            else:
+                self._used -= self._cost(tile, -1)
 
     def _cost(self, tile: Tile, change: int) -> int:
         """Return what a tile adds to the memory in use; tiles at one fixed address count once."""
@@ -294,6 +304,9 @@ class _Attempt:
         """Return the first of the runs whose latest death lies furthest back."""
         if size > len(self.freed):
             return None
+        if size == 1:
+            at = int(self.freed.argmin())
+            return None if self.freed[at] == _LIVE else at
         latest, width = self.freed, 1
         while 2 * width <= size:
             latest = np.maximum(latest[:-width], latest[width:])
@@ -321,8 +334,14 @@ class _Attempt:
 
     def _own(self, life: _Life, a: int, b: int) -> None:
         """Record an automatic tile: whom it follows, and when it dies."""
-        before = set(self._owner[a:b])
-        before.discard(_NEVER)
+        if b - a == 1:
+            one = self._owner[a]
+            self._owner[a] = life.tile.id
+            before = set() if one == _NEVER else {one}
+        else:
+            before = set(self._owner[a:b])
+            before.discard(_NEVER)
+            self._owner[a:b] = [life.tile.id] * (b - a)
         if self._holders and not self.rotate:
             for box, holders in self._holders.items():
                 first, last = self._grains(box)
@@ -330,7 +349,6 @@ class _Attempt:
                     before.update(holder.tile.id for holder in holders)
         if before:
             self.predecessors[life.tile.id] = tuple(sorted(before))
-        self._owner[a:b] = [life.tile.id] * (b - a)
         self.freed[a:b] = _LIVE
         heapq.heappush(self._ends, (life.end, life.tile.id, a, b))
 

@@ -23,7 +23,7 @@ from nki_kernels.machine.errors import (
     RuleViolation,
     ShapeError,
 )
-from nki_kernels.machine.layout import MAX_DIMS, Dynamic, is_int
+from nki_kernels.machine.layout import MAX_DIMS, Dynamic, Signature, is_int, signature_of
 from nki_kernels.machine.memory import Memory, poisoned
 from nki_kernels.machine.no_arithmetic import NoArithmetic
 from nki_kernels.machine.objects import NKIObject as NKIObject
@@ -96,7 +96,7 @@ class NkiTensor(NKIObject, Views, NoArithmetic):
         self.offset = offset
         self.dtype = dtype
         self.dynamic = dynamic
-        self._signature: tuple[Any, ...] | None = None
+        self._signature: Signature | None = None
         self._access: Access | None = None
 
     # -- properties ------------------------------------------------------------------------------
@@ -148,7 +148,7 @@ class NkiTensor(NKIObject, Views, NoArithmetic):
         return (self.offset, self.shape, self.strides, self.dtype.itemsize)
 
     @property
-    def signature(self) -> tuple[Any, ...]:
+    def signature(self) -> Signature:
         """Everything an operand rule or a cost may depend on, and nothing else."""
         found = self._signature
         if found is None:
@@ -166,10 +166,10 @@ class NkiTensor(NKIObject, Views, NoArithmetic):
                 fixed = tile.address[0] if tile.address is not None else 0
                 # Free offsets matter to no SBUF rule; in PSUM they decide the bank.
                 place = (start + fixed, rest if memory == "psum" else 0, tile.row_bytes)
-            found = (
+            parts = (
                 self.dtype, memory, self.shape, self.strides, place, self._dynamic_signature(),
             )  # fmt: skip
-            self._signature = found
+            self._signature = found = signature_of(parts)
         return found
 
     def _dynamic_signature(self) -> tuple[Any, ...] | None:

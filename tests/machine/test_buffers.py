@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import nki
 import nki.isa as nisa
 import nki.language as nl
@@ -78,3 +79,37 @@ def test_results_and_looks_of_one_launch_outlive_the_next():
     assert np.array_equal(second, -2 * x)
     assert np.array_equal(LOOKS[0], 2 * x)
     assert np.array_equal(LOOKS[1], -2 * x)
+
+
+@nki.jit
+def multiplied_then_changed(a, b, dies):
+    """C = a.T @ b, looked at when its operands are no longer what they were."""
+    out = nl.ndarray((a.shape[1], b.shape[1]), dtype=nl.float32, buffer=nl.shared_hbm)
+    acc = nl.ndarray(out.shape, dtype=nl.float32, buffer=nl.psum)
+    for half in range(2):
+        weights = nl.ndarray(a.shape, dtype=a.dtype, buffer=nl.sbuf)
+        data = nl.ndarray(b.shape, dtype=b.dtype, buffer=nl.sbuf)
+        nisa.dma_copy(weights, a)
+        nisa.dma_copy(data, b)
+        nisa.nc_matmul(acc, weights, data, accumulate=half > 0)
+        if dies:
+            del weights, data
+            for shape in (a.shape, b.shape):
+                nisa.memset(nl.ndarray(shape, dtype=a.dtype, buffer=nl.sbuf), 99.0)
+        else:
+            nisa.memset(weights, 99.0)
+            nisa.tensor_copy(data, data)
+            nisa.memset(data[:, 0:1], 99.0)
+    result = nl.ndarray(out.shape, dtype=nl.float32, buffer=nl.sbuf)
+    nisa.tensor_copy(result, acc)
+    nisa.dma_copy(out, result)
+    return out
+
+
+@pytest.mark.parametrize("dies", [False, True])
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+def test_a_matmul_has_the_operands_of_its_time(dtype, dies):
+    a = np.arange(12).reshape(3, 4).astype(dtype)
+    b = np.arange(15).reshape(3, 5).astype(dtype)
+    exact = 2 * (a.astype(np.float32).T @ b.astype(np.float32))
+    assert np.array_equal(multiplied_then_changed(a, b, dies), exact)

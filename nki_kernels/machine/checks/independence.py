@@ -48,13 +48,15 @@ def carried(trace: Trace) -> Iterator[KernelError]:
 def _judge(trace: Trace, loop: DeclaredLoop) -> Iterator[KernelError]:
     events = [e for e in trace.events[loop.starts[0] : loop.end] if e.core == loop.core]
     owners = _owners(events, loop)
+    if not owners:
+        return
     said: set[int] = set()
     for event in events:
-        iteration = bisect.bisect_right(loop.starts, event.seq) - 1
         for access in event.reads:
             found = owners.get(access.tile.id)
             if found is None or access.tile.id in said or _updates(event, access):
                 continue
+            iteration = bisect.bisect_right(loop.starts, event.seq) - 1
             other = found.foreign(access, iteration)
             if other is not None:
                 said.add(access.tile.id)
@@ -63,6 +65,7 @@ def _judge(trace: Trace, loop: DeclaredLoop) -> Iterator[KernelError]:
             found = owners.get(access.tile.id)
             if found is None or access.tile.id in said:
                 continue
+            iteration = bisect.bisect_right(loop.starts, event.seq) - 1
             if access.tile.memory == "hbm" and not _updates(event, access):
                 other = found.foreign(access, iteration)
                 if other is not None:
