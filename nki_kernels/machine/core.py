@@ -288,6 +288,9 @@ class Run:
         """Return the frames from the caller `depth` levels up to the kernel's entry."""
         frame = sys._getframe(depth + 1)
         boundary = self._boundary
+        caller = frame.f_back
+        if caller is not None and caller.f_code is boundary:
+            return ((frame.f_code, frame.f_lasti),)  # the kernel's own line: most calls are
         frames: list[tuple[CodeType, int]] = []
         while frame is not None:
             code = frame.f_code

@@ -191,11 +191,12 @@ class NkiTensor(NKIObject, Views, NoArithmetic):
         """The record of this view for the trace."""
         found = self._access
         if found is None:
-            found = Access(
+            # Two operands of three are new; a named tuple's own constructor takes twice as long.
+            parts = (
                 self.mem.tile, self.offset, self.shape, self.strides, self.dtype.itemsize,
                 self.dynamic is not None,
             )  # fmt: skip
-            self._access = found
+            self._access = found = tuple.__new__(Access, parts)
         return found
 
     # -- indexing --------------------------------------------------------------------------------
