@@ -162,7 +162,8 @@ def widen(values: Array) -> Array:
     ml_dtypes.
     """
     if values.dtype == bfloat16.host:
-        wide = np.left_shift(values.view(np.uint16), 16, dtype=np.uint32)
+        wide = values.view(np.uint16).astype(np.uint32)
+        wide <<= 16  # in place: one pass with a cast in it takes a quarter longer
         return wide.view(np.float32)
     return values.astype(np.float32)
 
