@@ -40,6 +40,8 @@ class MemoryRegion(Enum):
     private_hbm = "private_hbm"
     shared_hbm = "shared_hbm"
 
+    __hash__ = object.__hash__  # members are single; Enum's is a call of Python per allocation
+
 
 class Abstract:
     """A kernel argument with a shape and a dtype but no values: times a kernel without data.
